@@ -1,0 +1,3 @@
+//! ingress
+
+pub mod config;

@@ -1,0 +1,106 @@
+//! What the Kafka edge needs to know.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::limits;
+use crate::terms::Compression;
+
+/// The cluster and how to talk to it. TOML section `[kafka]`.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `bootstrap_servers`: brokers to ask for the rest, `host:port` each.
+    /// Default: `127.0.0.1:9092`.
+    pub bootstrap_servers: Vec<String>,
+    /// `client_id`: the name that brokers log and set quotas by.
+    /// Default: `antiphon`.
+    pub client_id: String,
+    /// `compression` of request batches. Default: none.
+    pub compression: Compression,
+    /// `connect_timeout`: one attempt to connect, metadata included.
+    /// Default: 5s.
+    pub connect_timeout: Duration,
+    /// `produce_timeout`: one produce until its acknowledgement; after that
+    /// its outcome is unknown. Default: 10s.
+    pub produce_timeout: Duration,
+    /// `metadata_refresh`: how often topics and partitions are looked up.
+    /// Default: 10s.
+    pub metadata_refresh: Duration,
+    /// `[kafka.tls]`: present when brokers are spoken to over TLS.
+    pub tls: Option<TlsConfig>,
+    /// `[kafka.sasl]`: present when brokers ask who we are.
+    pub sasl: Option<SaslConfig>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            bootstrap_servers: vec!["127.0.0.1:9092".to_owned()],
+            client_id: "antiphon".to_owned(),
+            compression: Compression::None,
+            connect_timeout: Duration::from_millis(limits::KAFKA_CONNECT_TIMEOUT_MS),
+            produce_timeout: Duration::from_millis(limits::PRODUCE_TIMEOUT_MS),
+            metadata_refresh: Duration::from_millis(limits::METADATA_REFRESH_MS),
+            tls: None,
+            sasl: None,
+        }
+    }
+}
+
+/// TLS towards the brokers. TOML section `[kafka.tls]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// `ca_file`: PEM certificates that broker certificates must lead to.
+    pub ca_file: Option<PathBuf>,
+    /// `cert_file`: PEM chain to show the broker (mutual TLS).
+    pub cert_file: Option<PathBuf>,
+    /// `key_file`: PEM private key of `cert_file`.
+    pub key_file: Option<PathBuf>,
+}
+
+/// SASL towards the brokers. TOML section `[kafka.sasl]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SaslConfig {
+    /// `mechanism`: `PLAIN`, `SCRAM-SHA-256`, `SCRAM-SHA-512` or
+    /// `OAUTHBEARER`.
+    pub mechanism: SaslMechanism,
+    /// `username`; not for OAUTHBEARER.
+    pub username: String,
+    /// `password`, or what `password_file` holds; for OAUTHBEARER the token.
+    pub password: Secret,
+}
+
+/// How SASL proves who we are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SaslMechanism {
+    /// RFC 4616.
+    Plain,
+    /// RFC 7677.
+    ScramSha256,
+    /// RFC 7677 with SHA-512.
+    ScramSha512,
+    /// RFC 7628.
+    OauthBearer,
+}
+
+/// A value that never shows in logs, errors or `Debug` output.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Takes a secret in.
+    pub fn new(value: impl Into<String>) -> Self {
+        Self(value.into())
+    }
+
+    /// The value itself, for the one place that sends it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("[secret]")
+    }
+}

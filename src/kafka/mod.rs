@@ -1,0 +1,3 @@
+//! kafka
+
+pub mod config;

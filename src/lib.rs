@@ -1,0 +1,36 @@
+//! Antiphon: a gRPC façade over Kafka request-reply.
+//!
+//! The rooms, from the ground up; a room imports only rooms above it in this
+//! list of `mod` lines (`tests/tidy.rs` sees to that). ARCHITECTURE.md tells
+//! the way of one call through them.
+
+// Words.
+pub mod correlation;
+pub mod deadline;
+pub mod limits;
+pub mod terms;
+
+// Pure.
+pub mod message;
+pub mod route;
+pub mod transport;
+
+// State.
+pub mod pending;
+
+// Flow.
+pub mod exchange;
+pub mod worker;
+
+// Edges.
+pub mod admin;
+#[cfg(feature = "dev-broker")]
+pub mod dev_broker;
+pub mod ingress;
+pub mod kafka;
+
+// Composition.
+pub mod app;
+pub mod config;
+pub mod supervisor;
+pub mod telemetry;

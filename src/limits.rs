@@ -1,0 +1,85 @@
+//! Every bound by name, unit last. A room takes its defaults and ceilings from
+//! here, so that one page shows what the process can ever hold or wait for.
+
+use std::time::Duration;
+
+/// Calls in flight in the whole process, unless configured otherwise.
+pub const IN_FLIGHT_MAX: u32 = 20_000;
+/// The most that `limits.in_flight_max` may be set to; the correlation id has
+/// 24 bits for the slot.
+pub const IN_FLIGHT_CEILING: u32 = 1 << 24;
+/// Bytes of request messages held in lanes and calls, process-wide.
+pub const BYTES_HELD_MAX: u64 = 512 * 1024 * 1024;
+/// Records waiting in one lane, per shard.
+pub const LANE_QUEUE_RECORDS_MAX: usize = 10_000;
+/// Records in one produce request.
+pub const BATCH_RECORDS_MAX: usize = 1_000;
+/// Bytes of keys, values and headers in one produce request, before
+/// compression. Kafka's `max.message.bytes` allows 1,048,588 for a batch.
+pub const BATCH_BYTES_MAX: usize = 900 * 1024;
+/// Bytes of one gRPC message, each way (gRPC's customary default).
+pub const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Routes in one table.
+pub const ROUTES_MAX: usize = 100_000;
+/// Partitions that a topic may have as far as lanes are concerned.
+pub const PARTITIONS_MAX: i32 = 100_000;
+/// Shards: the correlation id has 8 bits for them.
+pub const SHARDS_MAX: usize = 256;
+
+/// Time a call may take when neither caller nor route says.
+pub const CALL_TIMEOUT_MS: u64 = 10_000;
+/// Longest time a caller may ask for when the route does not say.
+pub const CALL_TIMEOUT_MAX_MS: u64 = 300_000;
+/// Longest time-out that can be configured.
+pub const CALL_TIMEOUT_CEILING: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// One connection attempt to Kafka, metadata and leader look-up included.
+pub const KAFKA_CONNECT_TIMEOUT_MS: u64 = 5_000;
+/// One produce, from handing it over to its acknowledgement.
+pub const PRODUCE_TIMEOUT_MS: u64 = 10_000;
+/// How long the broker may hold a fetch that finds nothing.
+pub const FETCH_WAIT_MS: u64 = 500;
+/// Beyond the wait itself, how long a fetch's answer may take.
+pub const FETCH_GRACE_MS: u64 = 5_000;
+/// Bytes that one fetch may return.
+pub const FETCH_BYTES_MAX: i32 = 8 * 1024 * 1024;
+/// First pause after a Kafka failure.
+pub const RETRY_BACKOFF_MS: u64 = 20;
+/// Longest pause between attempts at Kafka.
+pub const RETRY_BACKOFF_MAX_MS: u64 = 1_000;
+/// How often topics and partitions are looked up again.
+pub const METADATA_REFRESH_MS: u64 = 10_000;
+/// How often an instance writes a heartbeat to its reply topic.
+pub const HEARTBEAT_INTERVAL_MS: u64 = 3_000;
+/// How old the newest heartbeat read back may be while the instance is READY.
+pub const HEARTBEAT_AGE_MAX_MS: u64 = 15_000;
+/// How long the start may take before it is given up.
+pub const START_TIMEOUT_MS: u64 = 30_000;
+/// How often a reply topic is trimmed of what has been read.
+pub const TRIM_INTERVAL_MS: u64 = 10_000;
+/// Partitions of a reply topic are never more than the shards there can be.
+pub const REPLY_PARTITIONS_MAX: i32 = 256;
+
+/// How long calls in flight may go on after SIGTERM.
+pub const DRAIN_TIMEOUT_MS: u64 = 30_000;
+/// Between turning NOT_SERVING and refusing new calls.
+pub const DRAIN_NOTICE_MS: u64 = 0;
+
+/// gRPC connections in the whole process.
+pub const CONNECTIONS_MAX: u32 = 10_000;
+/// Streams that one HTTP/2 connection may have open.
+pub const STREAMS_PER_CONNECTION_MAX: u32 = 1_000;
+/// Bytes of request headers (SETTINGS_MAX_HEADER_LIST_SIZE).
+pub const HEADER_LIST_BYTES_MAX: u32 = 16 * 1024;
+/// HTTP/2 keep-alive: a ping after this much quiet.
+pub const KEEP_ALIVE_INTERVAL_MS: u64 = 30_000;
+/// HTTP/2 keep-alive: how long its answer may take.
+pub const KEEP_ALIVE_TIMEOUT_MS: u64 = 20_000;
+/// Bytes of metadata forwarded from one call into its record's headers.
+pub const METADATA_FORWARD_BYTES_MAX: usize = 16 * 1024;
+/// Bytes of reply headers turned into response metadata.
+pub const RESPONSE_METADATA_BYTES_MAX: usize = 8 * 1024;
+/// Bytes of an error message in `grpc-message`.
+pub const STATUS_MESSAGE_BYTES_MAX: usize = 2 * 1024;
+/// Bytes of an idempotency key.
+pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 256;

@@ -1,0 +1,127 @@
+//! The words that the configuration, the routes and the records share.
+
+/// Declares an enum whose values have one spelling each: in TOML, in the
+/// environment, on the command line and in what we print.
+macro_rules! spelled {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name { $($(#[$vdoc])* $variant),+ }
+
+        impl $name {
+            /// Every spelling, for error messages and help.
+            pub const SPELLINGS: &'static [&'static str] = &[$($text),+];
+
+            /// The spelling of this value.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text),+ }
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = UnknownTerm;
+
+            fn from_str(text: &str) -> Result<Self, UnknownTerm> {
+                match text {
+                    $($text => Ok(Self::$variant),)+
+                    _ => Err(UnknownTerm { found: text.to_owned(), expected: Self::SPELLINGS }),
+                }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+    };
+}
+
+/// A word that is none of those expected.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("unknown value {found:?}; expected one of: {}", expected.join(", "))]
+pub struct UnknownTerm {
+    /// What was written.
+    pub found: String,
+    /// What could have been.
+    pub expected: &'static [&'static str],
+}
+
+spelled! {
+    /// Whether a call waits for a worker's reply.
+    Mode {
+        /// Completes with the worker's reply.
+        RequestReply = "request-reply",
+        /// Completes with Kafka's acknowledgement of the request.
+        OneWay = "one-way",
+    }
+}
+
+spelled! {
+    /// Header names and encodings of a worker framework.
+    Dialect {
+        /// Spring for Apache Kafka's `KafkaHeaders`.
+        Spring = "spring",
+    }
+}
+
+spelled! {
+    /// How a message is written into a record's value.
+    Format {
+        /// The bytes of the gRPC message, untouched.
+        Protobuf = "protobuf",
+    }
+}
+
+spelled! {
+    /// Compression of record batches, as Kafka names it.
+    Compression {
+        /// No compression.
+        None = "none",
+        /// gzip.
+        Gzip = "gzip",
+        /// Snappy.
+        Snappy = "snappy",
+        /// LZ4.
+        Lz4 = "lz4",
+        /// Zstandard.
+        Zstd = "zstd",
+    }
+}
+
+spelled! {
+    /// A reason to write a request to its dead-letter topic.
+    DeadLetterOn {
+        /// The deadline passed and no reply had come.
+        Timeout = "timeout",
+        /// The reply could not be understood.
+        UndecodableReply = "undecodable-reply",
+        /// Kafka refused the record.
+        Rejected = "rejected",
+    }
+}
+
+spelled! {
+    /// How replies find the instance that waits for them.
+    ReplyRouting {
+        /// A reply topic of this instance's own.
+        InstanceTopic = "instance-topic",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_spelling_reads_back() {
+        for text in Compression::SPELLINGS {
+            assert_eq!(text.parse::<Compression>().map(Compression::as_str), Ok(*text));
+        }
+        let wrong = "Gzip".parse::<Compression>();
+        assert_eq!(
+            wrong.map_err(|e| e.to_string()),
+            Err("unknown value \"Gzip\"; expected one of: none, gzip, snappy, lz4, zstd".to_owned())
+        );
+    }
+}
