@@ -8,6 +8,7 @@
 pub mod correlation;
 pub mod deadline;
 pub mod limits;
+pub mod supervisor;
 pub mod terms;
 
 // Pure.
@@ -32,5 +33,4 @@ pub mod kafka;
 // Composition.
 pub mod app;
 pub mod config;
-pub mod supervisor;
 pub mod telemetry;

@@ -1,1 +1,98 @@
-//! Records against requests and replies.
+//! A call's request as a Kafka record, and a Kafka record as its reply.
+//!
+//! Every record carries two kinds of headers: those by which a worker's
+//! framework finds the way back, which its `dialect` names, and our own, which
+//! are the same in all dialects (all of them UTF-8):
+//!
+//! | request header | value |
+//! |---|---|
+//! | `grpc-method` | `/pkg.Service/Method` |
+//! | `grpc-deadline` | absolute, milliseconds since 1970, decimal |
+//! | `content-type` | of the value |
+//! | `idempotency-key`, `traceparent`, `tracestate` | as the caller sent them |
+//!
+//! | reply header, all optional | value |
+//! |---|---|
+//! | `grpc-status` | decimal status code; absent is 0 |
+//! | `grpc-message` | percent-encoded, as gRPC has it on the wire |
+//! | `grpc-status-details-bin` | base64 of `google.rpc.Status` |
+
+pub mod dialect;
+mod reply;
+
+use bytes::Bytes;
+
+use crate::correlation::CorrelationId;
+use crate::deadline::Deadline;
+use crate::terms::Dialect;
+use crate::transport::{HeaderName, Record};
+
+pub use reply::{DecodeError, Reply, WorkerStatus};
+
+/// Header of a request: path of the method.
+pub const GRPC_METHOD: &str = "grpc-method";
+/// Header of a request: when its caller gives up, milliseconds since 1970.
+pub const GRPC_DEADLINE: &str = "grpc-deadline";
+/// Header of both: media type of the value.
+pub const CONTENT_TYPE: &str = "content-type";
+/// Header of a request: the caller's key for one logical request, after the
+/// IETF draft "The Idempotency-Key HTTP Header Field".
+pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
+/// Header of both: W3C Trace Context.
+pub const TRACEPARENT: &str = "traceparent";
+/// Header of both: W3C Trace Context.
+pub const TRACESTATE: &str = "tracestate";
+/// Header of a request without a value: the caller has given up.
+pub const CANCEL: &str = "antiphon-cancel";
+/// Header of a heartbeat in a reply topic: name of the instance.
+pub const HEARTBEAT: &str = "antiphon-heartbeat";
+/// Media type of a protobuf message in a record.
+pub const PROTOBUF: &str = "application/protobuf";
+
+/// Where workers send their replies.
+#[derive(Debug, Clone)]
+pub struct ReplyAddress {
+    /// Reply topic.
+    pub topic: Bytes,
+    /// Partition of it that the waiting shard reads, for dialects that can say
+    /// so.
+    pub partition: Option<i32>,
+}
+
+/// All that goes into a request's record.
+#[derive(Debug)]
+pub struct RequestParts<'a> {
+    /// Which framework's headers to write.
+    pub dialect: Dialect,
+    /// Path of the method.
+    pub method: Bytes,
+    /// Names the call.
+    pub id: CorrelationId,
+    /// Where the reply is waited for; `None` when nobody waits.
+    pub reply_to: Option<&'a ReplyAddress>,
+    /// When the caller gives up.
+    pub deadline: Deadline,
+    /// The record's key.
+    pub key: Option<Bytes>,
+    /// The message.
+    pub value: Bytes,
+    /// Metadata to forward: allow-listed, tracing and idempotency headers.
+    pub metadata: Vec<(HeaderName, Bytes)>,
+}
+
+impl RequestParts<'_> {
+    /// The record to produce.
+    pub fn into_record(self) -> Record {
+        let mut headers = self.metadata;
+        headers.reserve(7);
+        headers.push((HeaderName::Borrowed(GRPC_METHOD), self.method));
+        headers.push((HeaderName::Borrowed(GRPC_DEADLINE), decimal(self.deadline.unix_ms())));
+        headers.push((HeaderName::Borrowed(CONTENT_TYPE), Bytes::from_static(PROTOBUF.as_bytes())));
+        dialect::write_request(self.dialect, self.id, self.reply_to, &mut headers);
+        Record { key: self.key, value: Some(self.value), headers }
+    }
+}
+
+fn decimal(number: u64) -> Bytes {
+    Bytes::from(number.to_string())
+}

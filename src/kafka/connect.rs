@@ -1,0 +1,185 @@
+//! Clients from settings: TLS, SASL, and none of rskafka's own retries.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rskafka::BackoffConfig;
+use rskafka::client::{Client, ClientBuilder, Credentials, OauthBearerCredentials, SaslConfig as RskafkaSasl};
+use rustls::RootCertStore;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+use super::config::{Config, SaslConfig, SaslMechanism, TlsConfig};
+use super::explain;
+use crate::limits;
+use crate::transport::ClusterError;
+
+/// Settings that can't be used, found before anything is connected.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// A certificate or key file can't be read.
+    #[error("{}: {source}", path.display())]
+    Pem {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: rustls_pki_types::pem::Error,
+    },
+    /// The file holds no certificate.
+    #[error("{}: no certificate in it", .0.display())]
+    NoCertificate(PathBuf),
+    /// Certificate and key do not go together, or are not supported.
+    #[error("kafka.tls: {0}")]
+    Tls(#[from] rustls::Error),
+    /// No trusted certificates: none configured, none on the system.
+    #[error("kafka.tls: the system has no trusted certificates; set kafka.tls.ca_file")]
+    NoRoots,
+}
+
+/// Makes clients that all have the same settings.
+pub struct Connector {
+    bootstrap_servers: Vec<String>,
+    client_id: Arc<str>,
+    tls: Option<Arc<rustls::ClientConfig>>,
+    sasl: Option<RskafkaSasl>,
+}
+
+impl std::fmt::Debug for Connector {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connector")
+            .field("bootstrap_servers", &self.bootstrap_servers)
+            .field("tls", &self.tls.is_some())
+            .field("sasl", &self.sasl.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Connector {
+    /// Reads certificates and keys; connects nothing.
+    pub fn new(config: &Config) -> Result<Self, ConnectError> {
+        Ok(Self {
+            bootstrap_servers: config.bootstrap_servers.clone(),
+            client_id: config.client_id.as_str().into(),
+            tls: config.tls.as_ref().map(tls).transpose()?,
+            sasl: config.sasl.as_ref().map(sasl),
+        })
+    }
+
+    /// A client that has seen the cluster's metadata. The caller sets the time
+    /// limit.
+    pub(super) async fn connect(&self) -> Result<Client, ClusterError> {
+        let mut builder = ClientBuilder::new(self.bootstrap_servers.clone())
+            .client_id(Arc::clone(&self.client_id))
+            .backoff_config(no_retries());
+        if let Some(tls) = &self.tls {
+            builder = builder.tls_config(Arc::clone(tls));
+        }
+        if let Some(sasl) = &self.sasl {
+            builder = builder.sasl_config(sasl.clone());
+        }
+        builder.build().await.map_err(|error| explain::cluster_error(&error, ""))
+    }
+}
+
+/// A deadline of zero makes the first failure final, so that what is retried,
+/// and whether it may be, is decided by us. (A zero `init_backoff` panics.)
+fn no_retries() -> BackoffConfig {
+    BackoffConfig {
+        init_backoff: Duration::from_millis(1),
+        max_backoff: Duration::from_millis(limits::RETRY_BACKOFF_MAX_MS),
+        base: 3.0,
+        deadline: Some(Duration::ZERO),
+    }
+}
+
+fn sasl(config: &SaslConfig) -> RskafkaSasl {
+    let credentials =
+        || Credentials::new(config.username.clone(), config.password.reveal().to_owned());
+    match config.mechanism {
+        SaslMechanism::Plain => RskafkaSasl::Plain(credentials()),
+        SaslMechanism::ScramSha256 => RskafkaSasl::ScramSha256(credentials()),
+        SaslMechanism::ScramSha512 => RskafkaSasl::ScramSha512(credentials()),
+        SaslMechanism::OauthBearer => {
+            let token = config.password.clone();
+            RskafkaSasl::Oauthbearer(OauthBearerCredentials {
+                callback: Arc::new(move || {
+                    let token = token.reveal().to_owned();
+                    Box::pin(async move { Ok(token) })
+                }),
+                authz_id: None,
+                bearer_kvs: Vec::new(),
+            })
+        }
+    }
+}
+
+fn tls(config: &TlsConfig) -> Result<Arc<rustls::ClientConfig>, ConnectError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots(config.ca_file.as_deref())?);
+    let config = match (&config.cert_file, &config.key_file) {
+        (Some(certificate), Some(key)) => {
+            let source = |path: &Path| {
+                let path = path.to_owned();
+                move |source| ConnectError::Pem { path, source }
+            };
+            let key_der = PrivateKeyDer::from_pem_file(key).map_err(source(key))?;
+            builder.with_client_auth_cert(certificates(certificate)?, key_der)?
+        }
+        _ => builder.with_no_client_auth(),
+    };
+    Ok(Arc::new(config))
+}
+
+fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, ConnectError> {
+    let mut roots = RootCertStore::empty();
+    match ca_file {
+        Some(path) => {
+            for certificate in certificates(path)? {
+                roots.add(certificate)?;
+            }
+        }
+        None => {
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            if roots.is_empty() {
+                return Err(ConnectError::NoRoots);
+            }
+        }
+    }
+    Ok(roots)
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ConnectError> {
+    let source = |source| ConnectError::Pem { path: path.to_owned(), source };
+    let found: Vec<_> = CertificateDer::pem_file_iter(path).map_err(source)?.collect::<Result<_, _>>().map_err(source)?;
+    if found.is_empty() { Err(ConnectError::NoCertificate(path.to_owned())) } else { Ok(found) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kafka::config::Secret;
+
+    #[test]
+    fn secrets_do_not_show() {
+        let config = Config {
+            sasl: Some(SaslConfig {
+                mechanism: SaslMechanism::Plain,
+                username: "gateway".to_owned(),
+                password: Secret::new("hunter2"),
+            }),
+            ..Config::default()
+        };
+        let connector = Connector::new(&config).unwrap();
+        assert!(!format!("{config:?} {connector:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn a_missing_certificate_is_named() {
+        let tls = TlsConfig { ca_file: Some("no/such.pem".into()), ..TlsConfig::default() };
+        let refused = Connector::new(&Config { tls: Some(tls), ..Config::default() });
+        assert!(refused.unwrap_err().to_string().starts_with("no/such.pem: "));
+    }
+}

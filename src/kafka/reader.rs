@@ -1,0 +1,88 @@
+//! Reading one partition by offset.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use rskafka::client::partition::{OffsetAt, PartitionClient};
+use rskafka::record::RecordAndOffset;
+use tokio::time::{Instant, timeout};
+
+use super::explain;
+use crate::limits;
+use crate::transport::{FetchError, Fetched, HeaderName, PartitionReader, Received};
+
+/// How long the broker may take to drop records.
+const TRIM_TIMEOUT_MS: i32 = 5_000;
+
+pub(super) struct Reader {
+    client: PartitionClient,
+    timeout: Duration,
+}
+
+impl Reader {
+    pub(super) fn new(client: PartitionClient, timeout: Duration) -> Self {
+        Self { client, timeout }
+    }
+
+    async fn offset(&self, at: OffsetAt) -> Result<i64, FetchError> {
+        match timeout(self.timeout, self.client.get_offset(at)).await {
+            Ok(offset) => offset.map_err(|error| explain::fetch_error(&error)),
+            Err(_) => Err(FetchError::Unreachable(format!("no answer within {:?}", self.timeout))),
+        }
+    }
+}
+
+#[async_trait]
+impl PartitionReader for Reader {
+    async fn start_offset(&mut self) -> Result<i64, FetchError> {
+        self.offset(OffsetAt::Earliest).await
+    }
+
+    async fn end_offset(&mut self) -> Result<i64, FetchError> {
+        self.offset(OffsetAt::Latest).await
+    }
+
+    async fn fetch(&mut self, offset: i64, wait: Duration) -> Result<Fetched, FetchError> {
+        let wait_ms = i32::try_from(wait.as_millis()).unwrap_or(i32::MAX);
+        let limit = wait + Duration::from_millis(limits::FETCH_GRACE_MS);
+        let asked_at = Instant::now();
+        let request = self.client.fetch_records(offset, 1..limits::FETCH_BYTES_MAX, wait_ms);
+        let (records, high_watermark) = match timeout(limit, request).await {
+            Ok(answer) => answer.map_err(|error| explain::fetch_error(&error))?,
+            Err(_) => return Err(FetchError::Unreachable(format!("no answer within {limit:?}"))),
+        };
+        let next_offset = match records.last() {
+            Some(last) => last.offset + 1,
+            // An answer that comes at once and brings nothing, where there is
+            // something, holds what is not for us: a transaction's marker or
+            // aborted records. (Waiting for an open transaction takes all of
+            // `wait`.)
+            None if offset < high_watermark && asked_at.elapsed() < wait / 2 => offset + 1,
+            None => offset,
+        };
+        Ok(Fetched { records: records.into_iter().map(from_rskafka).collect(), next_offset, high_watermark })
+    }
+
+    async fn trim(&mut self, offset: i64) -> Result<(), FetchError> {
+        match timeout(self.timeout, self.client.delete_records(offset, TRIM_TIMEOUT_MS)).await {
+            Ok(answer) => answer.map_err(|error| explain::fetch_error(&error)),
+            Err(_) => Err(FetchError::Unreachable(format!("no answer within {:?}", self.timeout))),
+        }
+    }
+}
+
+fn from_rskafka(received: RecordAndOffset) -> Received {
+    let RecordAndOffset { record, offset } = received;
+    Received {
+        offset,
+        timestamp_ms: record.timestamp.timestamp_millis(),
+        key: record.key.map(Bytes::from),
+        value: record.value.map(Bytes::from),
+        headers: record
+            .headers
+            .into_iter()
+            .map(|(name, value)| (HeaderName::Owned(name), Bytes::from(value)))
+            .collect(),
+    }
+}

@@ -1,0 +1,213 @@
+//! What a worker has answered.
+
+use base64::Engine as _;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use bytes::Bytes;
+
+use super::{CONTENT_TYPE, TRACEPARENT, TRACESTATE};
+use crate::limits;
+use crate::transport::{HeaderName, Received};
+
+/// gRPC sends binary metadata without padding and accepts both.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+const GRPC_STATUS: &str = "grpc-status";
+const GRPC_MESSAGE: &str = "grpc-message";
+const GRPC_STATUS_DETAILS: &str = "grpc-status-details-bin";
+
+/// A reply, decoded as far as gRPC is concerned: the message stays bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reply {
+    /// The message, or the status that stands in its place.
+    pub result: Result<Bytes, WorkerStatus>,
+    /// Headers of the reply record that are neither ours nor the dialect's;
+    /// the allow-list picks from them what becomes response metadata.
+    pub headers: Vec<(HeaderName, Bytes)>,
+}
+
+/// A worker's error.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkerStatus {
+    /// gRPC status code, 1 to 16.
+    pub code: u8,
+    /// For people.
+    pub message: String,
+    /// An encoded `google.rpc.Status`, or empty.
+    pub details: Bytes,
+}
+
+/// Why a reply can't be handed on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// `grpc-status` is no status code.
+    #[error("its grpc-status header {0:?} is no status code; expected a decimal number from 0 to 16")]
+    Status(String),
+    /// `grpc-status-details-bin` is not base64.
+    #[error("its grpc-status-details-bin header is not base64")]
+    Details,
+    /// No value, and no status that explains it.
+    #[error("it has no value (a tombstone) and no grpc-status; an empty message is a value of 0 bytes")]
+    Tombstone,
+    /// A message larger than a gRPC client would take.
+    #[error("its value has {found} bytes; at most {max} are allowed (grpc.message_bytes_max)")]
+    TooLarge {
+        /// Bytes of the value.
+        found: usize,
+        /// The bound.
+        max: usize,
+    },
+}
+
+impl Reply {
+    /// Decodes a reply record. `null_is_empty` says that the method returns
+    /// `google.protobuf.Empty`, for which a null value is as good as none.
+    pub fn decode(
+        record: Received,
+        null_is_empty: bool,
+        message_bytes_max: usize,
+    ) -> Result<Self, DecodeError> {
+        // Error headers first: a null value with an error is no tombstone.
+        let code = status_code(record.header(GRPC_STATUS))?;
+        let result = match (code, record.value.as_ref()) {
+            (Some(code @ 1..), _) => Err(worker_status(code, &record)?),
+            (_, Some(value)) if value.len() > message_bytes_max => {
+                return Err(DecodeError::TooLarge { found: value.len(), max: message_bytes_max });
+            }
+            (_, Some(value)) => Ok(value.clone()),
+            (Some(0), None) => Ok(Bytes::new()),
+            (None, None) if null_is_empty => Ok(Bytes::new()),
+            (None, None) => return Err(DecodeError::Tombstone),
+        };
+        let mut headers = record.headers;
+        headers.retain(|(name, _)| !is_reserved(name));
+        Ok(Self { result, headers })
+    }
+}
+
+fn is_reserved(name: &str) -> bool {
+    [GRPC_STATUS, GRPC_MESSAGE, GRPC_STATUS_DETAILS, CONTENT_TYPE, TRACEPARENT, TRACESTATE].contains(&name)
+        || name.starts_with("kafka_")
+}
+
+fn status_code(header: Option<&Bytes>) -> Result<Option<u8>, DecodeError> {
+    let Some(value) = header else { return Ok(None) };
+    let refused = || DecodeError::Status(String::from_utf8_lossy(&value[..value.len().min(64)]).into_owned());
+    if value.is_empty() || value.len() > 2 || !value.iter().all(u8::is_ascii_digit) {
+        return Err(refused());
+    }
+    let code = value.iter().fold(0u8, |code, digit| code * 10 + (digit - b'0'));
+    if code > 16 { Err(refused()) } else { Ok(Some(code)) }
+}
+
+fn worker_status(code: u8, record: &Received) -> Result<WorkerStatus, DecodeError> {
+    let message = record.header(GRPC_MESSAGE).map_or(&[][..], |value| value);
+    let mut message = percent_encoding::percent_decode(message).decode_utf8_lossy().into_owned();
+    if message.len() > limits::STATUS_MESSAGE_BYTES_MAX {
+        message.truncate(message.floor_char_boundary(limits::STATUS_MESSAGE_BYTES_MAX));
+    }
+    let details = match record.header(GRPC_STATUS_DETAILS) {
+        Some(encoded) => Bytes::from(BASE64.decode(encoded).map_err(|_| DecodeError::Details)?),
+        None => Bytes::new(),
+    };
+    Ok(WorkerStatus { code, message, details })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn record(value: Option<&'static [u8]>, headers: &[(&'static str, &'static str)]) -> Received {
+        Received {
+            offset: 1,
+            timestamp_ms: 0,
+            key: None,
+            value: value.map(Bytes::from_static),
+            headers: headers
+                .iter()
+                .map(|(n, v)| (HeaderName::Borrowed(*n), Bytes::from_static(v.as_bytes())))
+                .collect(),
+        }
+    }
+
+    fn decode(record: Received) -> Result<Result<Bytes, WorkerStatus>, DecodeError> {
+        Reply::decode(record, false, 16).map(|reply| reply.result)
+    }
+
+    #[test]
+    fn a_value_is_the_message() {
+        assert_eq!(decode(record(Some(b"hi"), &[])), Ok(Ok(Bytes::from_static(b"hi"))));
+        assert_eq!(decode(record(Some(b""), &[("grpc-status", "0")])), Ok(Ok(Bytes::new())));
+    }
+
+    #[test]
+    fn an_error_keeps_code_message_and_details() {
+        let headers = [
+            ("grpc-status", "9"),
+            ("grpc-message", "no%20funds%3A %E2%82%AC5"),
+            ("grpc-status-details-bin", "CAk"),
+        ];
+        let expected = WorkerStatus {
+            code: 9,
+            message: "no funds: €5".to_owned(),
+            details: Bytes::from_static(&[8, 9]),
+        };
+        assert_eq!(decode(record(None, &headers)), Ok(Err(expected)));
+    }
+
+    #[test]
+    fn what_can_not_be_understood_says_why() {
+        for bad in ["", "17", "abc", "-1", "001", " 5"] {
+            let headers: &'static [(&'static str, &'static str)] = vec![("grpc-status", bad)].leak();
+            assert_eq!(decode(record(Some(b""), headers)), Err(DecodeError::Status(bad.to_owned())), "{bad:?}");
+        }
+        assert_eq!(decode(record(None, &[])), Err(DecodeError::Tombstone));
+        assert_eq!(
+            decode(record(None, &[("grpc-status", "5"), ("grpc-status-details-bin", "*")])),
+            Err(DecodeError::Details)
+        );
+        assert_eq!(
+            decode(record(Some(b"0123456789abcdefg"), &[])),
+            Err(DecodeError::TooLarge { found: 17, max: 16 })
+        );
+    }
+
+    #[test]
+    fn null_is_an_empty_message_where_it_can_only_be_that() {
+        assert_eq!(decode(record(None, &[("grpc-status", "0")])), Ok(Ok(Bytes::new())));
+        let reply = Reply::decode(record(None, &[]), true, 16);
+        assert_eq!(reply.map(|r| r.result), Ok(Ok(Bytes::new())));
+    }
+
+    #[test]
+    fn protocol_headers_are_not_offered_as_metadata() {
+        let headers = [("grpc-status", "0"), ("kafka_correlationId", "x"), ("x-shop", "7")];
+        let reply = Reply::decode(record(Some(b""), &headers), false, 16).unwrap();
+        assert_eq!(reply.headers, [(HeaderName::Borrowed("x-shop"), Bytes::from_static(b"7"))]);
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_headers_never_panic(
+            value in proptest::option::of(proptest::collection::vec(any::<u8>(), 0..32)),
+            status in proptest::collection::vec(any::<u8>(), 0..6),
+            message in proptest::collection::vec(any::<u8>(), 0..64),
+            details in proptest::collection::vec(any::<u8>(), 0..64),
+        ) {
+            let headers = vec![
+                (HeaderName::Borrowed(GRPC_STATUS), Bytes::from(status)),
+                (HeaderName::Borrowed(GRPC_MESSAGE), Bytes::from(message)),
+                (HeaderName::Borrowed(GRPC_STATUS_DETAILS), Bytes::from(details)),
+            ];
+            let record = Received { offset: 0, timestamp_ms: 0, key: None, value: value.map(Bytes::from), headers };
+            if let Ok(Reply { result: Err(status), .. }) = Reply::decode(record, false, 16) {
+                prop_assert!((1..=16).contains(&status.code));
+            }
+        }
+    }
+}
