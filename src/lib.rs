@@ -5,9 +5,11 @@
 //! the way of one call through them.
 
 // Words.
+pub mod backoff;
 pub mod correlation;
 pub mod deadline;
 pub mod limits;
+pub mod metrics;
 pub mod supervisor;
 pub mod terms;
 

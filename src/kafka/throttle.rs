@@ -116,6 +116,9 @@ impl Visit for ThrottleEvent {
 /// Reads back what `Debug` makes of a whole number of milliseconds: `250ms`,
 /// `1s`, `1.5s`.
 fn parse_debug_duration(text: &str) -> Option<Duration> {
+    if text == "0ns" {
+        return Some(Duration::ZERO);
+    }
     let (number, scale) = match text.strip_suffix("ms") {
         Some(number) => (number, 0.001),
         None => (text.strip_suffix('s')?, 1.0),

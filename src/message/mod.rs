@@ -18,15 +18,18 @@
 //! | `grpc-status-details-bin` | base64 of `google.rpc.Status` |
 
 pub mod dialect;
+mod partition;
 mod reply;
 
 use bytes::Bytes;
+use prost::Message as _;
 
 use crate::correlation::CorrelationId;
 use crate::deadline::Deadline;
 use crate::terms::Dialect;
 use crate::transport::{HeaderName, Record};
 
+pub use partition::partition_of_key;
 pub use reply::{DecodeError, Reply, WorkerStatus};
 
 /// Header of a request: path of the method.
@@ -95,4 +98,26 @@ impl RequestParts<'_> {
 
 fn decimal(number: u64) -> Bytes {
     Bytes::from(number.to_string())
+}
+
+/// `antiphon.v1.Ack`, kept equal to `proto/antiphon/v1/options.proto`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Ack {
+    #[prost(string, tag = "1")]
+    topic: String,
+    #[prost(int32, tag = "2")]
+    partition: i32,
+    #[prost(int64, tag = "3")]
+    offset: i64,
+}
+
+/// What a one-way method returns: an `antiphon.v1.Ack` where `output` names
+/// it, else nothing, which is `google.protobuf.Empty`.
+pub fn acknowledgement(output: &str, topic: &str, partition: i32, offset: Option<i64>) -> Bytes {
+    if output != "antiphon.v1.Ack" {
+        return Bytes::new();
+    }
+    // -1 is Kafka's own word for an offset that is not known.
+    let ack = Ack { topic: topic.to_owned(), partition, offset: offset.unwrap_or(-1) };
+    Bytes::from(ack.encode_to_vec())
 }

@@ -1,0 +1,87 @@
+//! Bounds on what calls in flight may hold, process-wide.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::Why;
+use super::config::LimitsConfig;
+use crate::route::{Route, RouteTable};
+
+/// When a refused caller should come back.
+const RETRY_AFTER: Duration = Duration::from_millis(100);
+
+/// Counts calls and bytes; shared by all shards.
+#[derive(Debug)]
+pub struct Budget {
+    calls: AtomicU32,
+    calls_max: u32,
+    bytes: AtomicU64,
+    bytes_max: u64,
+    /// By `Route::index`: calls in flight of that method.
+    by_route: Box<[AtomicU32]>,
+}
+
+impl Budget {
+    /// For these limits and routes.
+    pub fn new(config: &LimitsConfig, routes: &RouteTable) -> Arc<Self> {
+        Arc::new(Self {
+            calls: AtomicU32::new(0),
+            calls_max: config.in_flight_max,
+            bytes: AtomicU64::new(0),
+            bytes_max: config.bytes_held_max,
+            by_route: routes.routes().iter().map(|_| AtomicU32::new(0)).collect(),
+        })
+    }
+
+    /// Calls in flight.
+    pub fn calls(&self) -> u32 {
+        self.calls.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of their request messages.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Makes room for a call with a message of `bytes`, or says which bound is
+    /// in the way. The room is given back when the [`Permit`] is dropped.
+    pub fn admit(self: &Arc<Self>, route: &Route, bytes: usize) -> Result<Permit, Why> {
+        let bytes = bytes as u64;
+        let refused = |what, limit| Why::Overloaded { what, limit, retry_after: RETRY_AFTER };
+        // From here on the permit undoes what has been counted.
+        let mut permit = Permit { budget: Arc::clone(self), route: None, bytes: 0 };
+        if self.calls.fetch_add(1, Ordering::Relaxed) >= self.calls_max {
+            return Err(refused("limits.in_flight_max (calls in flight)", self.calls_max.into()));
+        }
+        permit.bytes = bytes;
+        if self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > self.bytes_max {
+            return Err(refused("limits.bytes_held_max (bytes of calls in flight)", self.bytes_max));
+        }
+        if let Some(max) = route.in_flight_max {
+            permit.route = Some(route.index);
+            if self.by_route[route.index].fetch_add(1, Ordering::Relaxed) >= max {
+                return Err(refused("in_flight_max of this method", max.into()));
+            }
+        }
+        Ok(permit)
+    }
+}
+
+/// Room for one call.
+#[derive(Debug)]
+pub struct Permit {
+    budget: Arc<Budget>,
+    route: Option<usize>,
+    bytes: u64,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.budget.calls.fetch_sub(1, Ordering::Relaxed);
+        self.budget.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        if let Some(route) = self.route {
+            self.budget.by_route[route].fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}

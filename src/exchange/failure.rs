@@ -1,0 +1,134 @@
+//! How a call can fail, and what is known of its request when it does.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::correlation::CorrelationId;
+use crate::message::DecodeError;
+use crate::pending::{Coordinates, Progress};
+use crate::route::WireError;
+
+/// Whether the request is in Kafka's log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Certainly not: the call may be repeated without a thought.
+    NotSent,
+    /// Certainly: a worker has it or will have it.
+    Sent,
+    /// It may be.
+    Unknown,
+}
+
+impl Outcome {
+    /// As it is written in the `antiphon-outcome` trailer.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NotSent => "not-sent",
+            Self::Sent => "sent",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+impl From<&Progress> for Outcome {
+    fn from(progress: &Progress) -> Self {
+        match progress {
+            Progress::Queued | Progress::NotSent(_) => Self::NotSent,
+            Progress::Sending | Progress::Unknown(_) => Self::Unknown,
+            Progress::Appended(_) => Self::Sent,
+        }
+    }
+}
+
+/// What can be told of a call's request, however the call ended.
+#[derive(Debug, Clone)]
+pub struct Trace {
+    /// Names the call; `None` when it failed before it had an id.
+    pub id: Option<CorrelationId>,
+    /// Whether the request is in the log.
+    pub outcome: Outcome,
+    /// Request topic.
+    pub topic: Arc<str>,
+    /// Where the request is, as far as it is known.
+    pub at: Option<Coordinates>,
+}
+
+impl Trace {
+    /// Of a call that has sent nothing.
+    pub fn nothing_sent(topic: Arc<str>) -> Self {
+        Self { id: None, outcome: Outcome::NotSent, topic, at: None }
+    }
+}
+
+/// A call that ends without a worker's answer.
+#[derive(Debug, thiserror::Error)]
+#[error("{why}")]
+pub struct Failure {
+    /// Why.
+    #[source]
+    pub why: Why,
+    /// What is known of its request.
+    pub trace: Trace,
+}
+
+/// Why a call ends without a worker's answer.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum Why {
+    /// The reply reader is not positioned, or Kafka does not answer.
+    #[error("this instance is not ready: its replies from Kafka cannot be read at the moment")]
+    NotReady,
+    /// The instance is about to stop.
+    #[error("this instance is draining; call another one")]
+    Draining,
+    /// A bound on what is held was reached.
+    #[error("{what} has reached its limit of {limit}; try again in {}ms", retry_after.as_millis())]
+    Overloaded {
+        /// Which bound.
+        what: &'static str,
+        /// Its value.
+        limit: u64,
+        /// When another attempt makes sense.
+        retry_after: Duration,
+    },
+    /// The message is not what its type says, or its key can't be had.
+    #[error("request message: {0}")]
+    BadMessage(#[source] WireError),
+    /// The partition that the route or the message names does not exist.
+    #[error("partition {partition} of {topic} does not exist; the topic has {partitions}")]
+    NoSuchPartition {
+        /// What was asked for.
+        partition: i64,
+        /// The topic.
+        topic: Arc<str>,
+        /// How many partitions it has.
+        partitions: i32,
+    },
+    /// The request topic does not exist.
+    #[error("request topic {0} does not exist on the cluster")]
+    NoSuchTopic(Arc<str>),
+    /// Kafka could not be reached within the deadline.
+    #[error("the request could not be sent within the deadline: {0}")]
+    NotSent(Arc<str>),
+    /// No reply within the deadline.
+    #[error("no reply within the deadline")]
+    TimedOut,
+    /// The deadline had passed when the call arrived.
+    #[error("the deadline had passed before anything was sent")]
+    TooLate,
+    /// The broker takes no record of this size.
+    #[error("the request is larger than the broker takes (max.message.bytes)")]
+    TooLarge,
+    /// The broker refused the record.
+    #[error("Kafka refused the request: {0}")]
+    Refused(Arc<str>),
+    /// A reply came that can't be understood.
+    #[error("the worker's reply (offset {offset} of {topic}) cannot be understood: {source}")]
+    BadReply {
+        /// Reply topic.
+        topic: Arc<str>,
+        /// Offset of the reply.
+        offset: i64,
+        /// What is wrong with it.
+        source: DecodeError,
+    },
+}

@@ -1,0 +1,175 @@
+//! What the shards of one process have in common.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::budget::Budget;
+use super::topics::TopicDirectory;
+use crate::metrics::Metrics;
+use crate::pending::Pending;
+
+/// Whether calls are accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Not yet, or not at the moment: replies could not be read.
+    NotReady,
+    /// Yes.
+    Ready,
+    /// No more: the instance stops.
+    Draining,
+}
+
+/// One process as its callers and workers see it.
+#[derive(Debug)]
+pub struct Instance {
+    name: String,
+    reply_topic: Arc<str>,
+    heartbeat_age_max: Duration,
+    started: Instant,
+    phase: watch::Sender<Phase>,
+    phase_now: AtomicU8,
+    shards: Vec<ShardState>,
+    /// What is held, process-wide.
+    pub budget: Arc<Budget>,
+    /// Topics of the cluster.
+    pub directory: Arc<TopicDirectory>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+}
+
+/// What one shard makes known to the others.
+#[derive(Debug)]
+pub struct ShardState {
+    /// Its waiting calls; other shards hand replies over that came to them.
+    pub pending: Arc<Pending>,
+    /// Its reader stands where the next reply will be.
+    positioned: AtomicBool,
+    /// When a heartbeat last came back; milliseconds since the start, plus 1.
+    heartbeat_ms: AtomicU64,
+    /// Everything before it has been read.
+    next_offset: AtomicI64,
+}
+
+impl Instance {
+    /// An instance that is not ready yet, with one shard for each of
+    /// `pendings`.
+    pub fn new(
+        name: String,
+        reply_topic: Arc<str>,
+        heartbeat_age_max: Duration,
+        pendings: Vec<Arc<Pending>>,
+        budget: Arc<Budget>,
+    ) -> Arc<Self> {
+        let shards = pendings
+            .into_iter()
+            .map(|pending| ShardState {
+                pending,
+                positioned: AtomicBool::new(false),
+                heartbeat_ms: AtomicU64::new(0),
+                next_offset: AtomicI64::new(0),
+            })
+            .collect();
+        Arc::new(Self {
+            name,
+            reply_topic,
+            heartbeat_age_max,
+            started: Instant::now(),
+            phase: watch::Sender::new(Phase::NotReady),
+            phase_now: AtomicU8::new(Phase::NotReady as u8),
+            shards,
+            budget,
+            directory: Arc::new(TopicDirectory::new()),
+            metrics: Arc::new(Metrics::new()),
+        })
+    }
+
+    /// Names the process; part of its reply topic's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where replies for this instance go.
+    pub fn reply_topic(&self) -> &Arc<str> {
+        &self.reply_topic
+    }
+
+    /// The shards, by number.
+    pub fn shards(&self) -> &[ShardState] {
+        &self.shards
+    }
+
+    /// Calls that have not ended, over all shards.
+    pub fn pending_calls(&self) -> usize {
+        self.shards.iter().map(|shard| shard.pending.in_flight()).sum()
+    }
+
+    /// Whether calls are accepted; one atomic load.
+    pub fn phase(&self) -> Phase {
+        match self.phase_now.load(Ordering::Acquire) {
+            n if n == Phase::Ready as u8 => Phase::Ready,
+            n if n == Phase::Draining as u8 => Phase::Draining,
+            _ => Phase::NotReady,
+        }
+    }
+
+    /// Hears of every change of phase.
+    pub fn watch_phase(&self) -> watch::Receiver<Phase> {
+        self.phase.subscribe()
+    }
+
+    /// Accepts no more calls, for good.
+    pub fn drain(&self) {
+        self.set_phase(Phase::Draining);
+    }
+
+    /// Looks at every shard's reader and heartbeat, and changes the phase
+    /// accordingly. Called a few times a second by the composition.
+    pub fn review(&self) {
+        if self.phase() != Phase::Draining {
+            let healthy = self.shards.iter().all(|shard| self.is_healthy(shard));
+            self.set_phase(if healthy { Phase::Ready } else { Phase::NotReady });
+        }
+    }
+
+    fn is_healthy(&self, shard: &ShardState) -> bool {
+        let beat = shard.heartbeat_ms.load(Ordering::Acquire);
+        let age = self.now_ms().saturating_sub(beat);
+        shard.positioned.load(Ordering::Acquire) && beat > 0 && u128::from(age) <= self.heartbeat_age_max.as_millis()
+    }
+
+    fn set_phase(&self, phase: Phase) {
+        self.phase_now.store(phase as u8, Ordering::Release);
+        let changed = self.phase.send_if_modified(|now| std::mem::replace(now, phase) != phase);
+        if changed {
+            self.metrics.ready.set(i64::from(phase == Phase::Ready));
+            tracing::info!(phase = ?phase, "phase");
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1)
+    }
+
+    /// The reader of `shard` stands, or stands no more, where it can read the
+    /// next reply.
+    pub(super) fn set_positioned(&self, shard: usize, positioned: bool) {
+        self.shards[shard].positioned.store(positioned, Ordering::Release);
+    }
+
+    /// A heartbeat of ours has come back.
+    pub(super) fn heartbeat_seen(&self, shard: usize) {
+        self.shards[shard].heartbeat_ms.store(self.now_ms(), Ordering::Release);
+    }
+
+    pub(super) fn set_next_offset(&self, shard: usize, offset: i64) {
+        self.shards[shard].next_offset.store(offset, Ordering::Release);
+    }
+
+    pub(super) fn next_offset(&self, shard: usize) -> i64 {
+        self.shards[shard].next_offset.load(Ordering::Acquire)
+    }
+}

@@ -1,0 +1,255 @@
+//! A lane: the task that produces to one partition.
+//!
+//! ```text
+//! calls ──► bounded queue ──► [ take all that has queued ] ──► produce ──► acknowledged ─┐
+//!                                     ▲                     one in flight                │
+//!                                     └──────────────────────────────────────────────────┘
+//! ```
+//!
+//! One produce in flight keeps the order of a key; taking whatever has queued
+//! meanwhile makes batches grow with load and costs no waiting when there is
+//! none. After a failure the lane knows what may be done:
+//!
+//! | what is known | what follows |
+//! |---|---|
+//! | certainly not in the log | the same records again, after a pause, as long as their calls wait |
+//! | may be in the log | never again, but for methods that say that twice does no harm |
+//! | refused | halved until the culprit is alone; it fails, the rest goes on |
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use super::topics::TopicDirectory;
+use crate::backoff::Backoff;
+use crate::correlation::CorrelationId;
+use crate::limits;
+use crate::metrics::{Metrics, ProduceErrorLabels};
+use crate::pending::{Coordinates, Pending, Progress, SendFailure};
+use crate::terms::Compression;
+use crate::transport::{Cluster, ClusterError, PartitionWriter, ProduceError, Record};
+
+/// A lane that has had nothing to do for this long closes its connection.
+const IDLE: Duration = Duration::from_secs(300);
+/// How often a broker may deny knowing a topic before it is believed: right
+/// after creation, leaders do not know their partition yet.
+const NO_SUCH_TOPIC_ATTEMPTS_MAX: u32 = 6;
+/// The longest that a throttling broker is left alone.
+const THROTTLE_WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// One request in a lane.
+#[derive(Debug)]
+pub(super) struct Parcel {
+    /// Names the call.
+    pub(super) id: CorrelationId,
+    /// What to send.
+    pub(super) record: Record,
+    /// The batch's compression.
+    pub(super) compression: Compression,
+    /// Sending it twice does no harm.
+    pub(super) repeatable: bool,
+    /// It may be in the log already.
+    pub(super) maybe_sent: bool,
+}
+
+/// What a lane works with.
+pub(super) struct Lane {
+    pub(super) topic: Arc<str>,
+    pub(super) partition: i32,
+    pub(super) cluster: Arc<dyn Cluster>,
+    pub(super) pending: Arc<Pending>,
+    pub(super) directory: Arc<TopicDirectory>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) queue: mpsc::Receiver<Parcel>,
+}
+
+impl Lane {
+    /// Runs until every sender of the queue is gone and the queue is empty.
+    pub(super) async fn run(mut self) {
+        let mut writer = None;
+        let mut waiting = VecDeque::new();
+        let mut arrived = Vec::with_capacity(limits::BATCH_RECORDS_MAX);
+        loop {
+            if waiting.is_empty() {
+                match timeout(IDLE, self.queue.recv_many(&mut arrived, limits::BATCH_RECORDS_MAX)).await {
+                    Ok(0) => return,
+                    Ok(_) => {}
+                    Err(_) => writer = None,
+                }
+            } else {
+                while arrived.len() < limits::BATCH_RECORDS_MAX {
+                    let Ok(parcel) = self.queue.try_recv() else { break };
+                    arrived.push(parcel);
+                }
+            }
+            waiting.extend(arrived.drain(..));
+            let batch = next_batch(&mut waiting);
+            self.deliver(batch, &mut writer).await;
+        }
+    }
+
+    /// Brings a batch into the log, or every call in it to its end.
+    async fn deliver(&self, mut batch: Vec<Parcel>, writer: &mut Option<Box<dyn PartitionWriter>>) {
+        let mut backoff = Backoff::default();
+        let mut denials = 0;
+        let mut behind: Vec<Vec<Parcel>> = Vec::new();
+        loop {
+            batch.retain(|parcel| self.pending.begin_send(parcel.id));
+            if batch.is_empty() {
+                let Some(next) = behind.pop() else { return };
+                batch = next;
+                continue;
+            }
+            let error = match self.produce(&batch, writer).await {
+                Ok(base_offset) => {
+                    self.acknowledge(&batch, base_offset);
+                    batch.clear();
+                    continue;
+                }
+                Err(error) => error,
+            };
+            self.note(&error);
+            match error {
+                ProduceError::NotSent(cause) => {
+                    self.not_sent(&batch, &cause);
+                    *writer = None;
+                    backoff.pause().await;
+                }
+                ProduceError::NoSuchTopic => {
+                    denials += 1;
+                    *writer = None;
+                    self.directory.look_again();
+                    if denials >= NO_SUCH_TOPIC_ATTEMPTS_MAX {
+                        self.fail(&mut batch, &SendFailure::NoSuchTopic);
+                    } else {
+                        self.not_sent(&batch, "the broker knows no such topic or partition");
+                        backoff.pause().await;
+                    }
+                }
+                ProduceError::TooLarge => self.isolate(&mut batch, &mut behind, SendFailure::TooLarge),
+                ProduceError::Refused(cause) => {
+                    self.isolate(&mut batch, &mut behind, SendFailure::Refused(cause.into()));
+                }
+                ProduceError::Throttled { wait } => {
+                    self.unknown(&batch, &error_text(wait));
+                    batch.clear();
+                    tokio::time::sleep(wait.min(THROTTLE_WAIT_MAX)).await;
+                }
+                ProduceError::Unknown(cause) => {
+                    self.unknown(&batch, &cause);
+                    *writer = None;
+                    batch.retain(|parcel| parcel.repeatable);
+                    for parcel in &mut batch {
+                        parcel.maybe_sent = true;
+                    }
+                    backoff.pause().await;
+                }
+            }
+        }
+    }
+
+    async fn produce(
+        &self,
+        batch: &[Parcel],
+        writer: &mut Option<Box<dyn PartitionWriter>>,
+    ) -> Result<Option<i64>, ProduceError> {
+        let connected = match writer {
+            Some(connected) => connected,
+            None => {
+                let fresh = self.cluster.writer(&self.topic, self.partition).await;
+                writer.insert(fresh.map_err(|error| match error {
+                    ClusterError::NoSuchTopic(_) => ProduceError::NoSuchTopic,
+                    ClusterError::Refused(cause) => ProduceError::Refused(cause),
+                    other => ProduceError::NotSent(other.to_string()),
+                })?)
+            }
+        };
+        let records: Vec<Record> = batch.iter().map(|parcel| parcel.record.clone()).collect();
+        let compression = batch.first().map_or(Compression::None, |parcel| parcel.compression);
+        connected.produce(&records, compression).await.map(|appended| appended.base_offset)
+    }
+
+    fn acknowledge(&self, batch: &[Parcel], base_offset: Option<i64>) {
+        for (parcel, n) in batch.iter().zip(0i64..) {
+            let at = Coordinates { partition: self.partition, offset: base_offset.map(|base| base + n) };
+            self.pending.appended(parcel.id, at);
+        }
+        self.metrics.produced_batches.inc();
+        self.metrics.produced_records.inc_by(batch.len() as u64);
+    }
+
+    fn not_sent(&self, batch: &[Parcel], cause: &str) {
+        let cause: Arc<str> = cause.into();
+        for parcel in batch {
+            let cause = Arc::clone(&cause);
+            let now = if parcel.maybe_sent { Progress::Unknown(cause) } else { Progress::NotSent(cause) };
+            self.pending.progress(parcel.id, now);
+        }
+    }
+
+    fn unknown(&self, batch: &[Parcel], cause: &str) {
+        let cause: Arc<str> = cause.into();
+        for parcel in batch {
+            self.pending.progress(parcel.id, Progress::Unknown(Arc::clone(&cause)));
+        }
+    }
+
+    /// Ends the calls whose requests will never be in the log. One that may be
+    /// there after an earlier attempt goes on waiting for its reply.
+    fn fail(&self, batch: &mut Vec<Parcel>, failure: &SendFailure) {
+        for parcel in batch.drain(..) {
+            if parcel.maybe_sent {
+                self.pending.progress(parcel.id, Progress::Unknown("refused when repeated".into()));
+            } else {
+                self.pending.fail(parcel.id, failure.clone());
+            }
+        }
+    }
+
+    /// A broker refuses a batch as a whole. Halves go separately, in order,
+    /// until the record that it minds is alone.
+    fn isolate(&self, batch: &mut Vec<Parcel>, behind: &mut Vec<Vec<Parcel>>, failure: SendFailure) {
+        if batch.len() > 1 {
+            behind.push(batch.split_off(batch.len() / 2));
+        } else {
+            self.fail(batch, &failure);
+        }
+    }
+
+    fn note(&self, error: &ProduceError) {
+        let kind = match error {
+            ProduceError::NotSent(_) => "not-sent",
+            ProduceError::NoSuchTopic => "no-topic",
+            ProduceError::TooLarge => "too-large",
+            ProduceError::Refused(_) => "refused",
+            ProduceError::Throttled { .. } => "throttled",
+            ProduceError::Unknown(_) => "unknown",
+        };
+        self.metrics.produce_errors.get_or_create(&ProduceErrorLabels { kind }).inc();
+        tracing::warn!(topic = &*self.topic, partition = self.partition, %error, "produce failed");
+    }
+}
+
+fn error_text(wait: Duration) -> String {
+    ProduceError::Throttled { wait }.to_string()
+}
+
+/// Takes from the front as much as goes into one produce: bounded in records
+/// and bytes, of one compression, and at least one record.
+fn next_batch(waiting: &mut VecDeque<Parcel>) -> Vec<Parcel> {
+    let mut batch = Vec::new();
+    let mut bytes = 0;
+    while let Some(parcel) = waiting.front() {
+        bytes += parcel.record.size();
+        let fits = bytes <= limits::BATCH_BYTES_MAX && batch.len() < limits::BATCH_RECORDS_MAX;
+        let alike = batch.first().is_none_or(|first: &Parcel| first.compression == parcel.compression);
+        if !batch.is_empty() && !(fits && alike) {
+            break;
+        }
+        batch.extend(waiting.pop_front());
+    }
+    batch
+}

@@ -1,0 +1,140 @@
+//! What the process counts, in OpenMetrics terms.
+//!
+//! One [`Metrics`] belongs to one instance, so that several instances in one
+//! process (tests, scenarios) count apart. Labels have few values by design:
+//! methods of the route table, status codes, reply kinds.
+
+use std::fmt::Write as _;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+/// Everything that is counted.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// `antiphon_calls_total{method,code}`: calls that ended.
+    pub calls: Family<CallLabels, Counter>,
+    /// `antiphon_calls_in_flight`: calls between their first byte and their end.
+    pub calls_in_flight: Gauge,
+    /// `antiphon_bytes_held`: bytes of request messages of calls in flight.
+    pub bytes_held: Gauge,
+    /// `antiphon_ready`: 1 when calls are accepted.
+    pub ready: Gauge,
+    /// `antiphon_connections`: gRPC connections open.
+    pub connections: Gauge,
+    /// `antiphon_replies_total{kind}`: records read from the reply topic.
+    pub replies: Family<ReplyLabels, Counter>,
+    /// `antiphon_produced_records_total`: request records acknowledged.
+    pub produced_records: Counter,
+    /// `antiphon_produced_batches_total`: produce requests acknowledged.
+    pub produced_batches: Counter,
+    /// `antiphon_produce_errors_total{kind}`: produce requests that failed.
+    pub produce_errors: Family<ProduceErrorLabels, Counter>,
+    /// `antiphon_reader_errors_total`: fetches from the reply topic that failed.
+    pub reader_errors: Counter,
+}
+
+/// Labels of `antiphon_calls_total`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CallLabels {
+    /// Path of the method.
+    pub method: String,
+    /// Name of the gRPC status code.
+    pub code: &'static str,
+}
+
+/// Labels of `antiphon_replies_total`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReplyLabels {
+    /// What the record was: delivered, late, duplicate, foreign, heartbeat,
+    /// request, uncorrelated or undecodable.
+    pub kind: &'static str,
+}
+
+/// Labels of `antiphon_produce_errors_total`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ProduceErrorLabels {
+    /// What is known: not-sent, unknown, throttled, refused, too-large or
+    /// no-topic.
+    pub kind: &'static str,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// All at zero.
+    pub fn new() -> Self {
+        let mut metrics = Self {
+            registry: Registry::with_prefix("antiphon"),
+            calls: Family::default(),
+            calls_in_flight: Gauge::default(),
+            bytes_held: Gauge::default(),
+            ready: Gauge::default(),
+            connections: Gauge::default(),
+            replies: Family::default(),
+            produced_records: Counter::default(),
+            produced_batches: Counter::default(),
+            produce_errors: Family::default(),
+            reader_errors: Counter::default(),
+        };
+        metrics.register();
+        metrics
+    }
+
+    fn register(&mut self) {
+        let registry = &mut self.registry;
+        registry.register("calls", "Calls that ended, by method and status code", self.calls.clone());
+        registry.register("calls_in_flight", "Calls that have not ended", self.calls_in_flight.clone());
+        registry.register("bytes_held", "Bytes of request messages of calls in flight", self.bytes_held.clone());
+        registry.register("ready", "1 when calls are accepted", self.ready.clone());
+        registry.register("connections", "gRPC connections open", self.connections.clone());
+        registry.register("replies", "Records read from the reply topic, by kind", self.replies.clone());
+        registry.register("produced_records", "Request records acknowledged", self.produced_records.clone());
+        registry.register("produced_batches", "Produce requests acknowledged", self.produced_batches.clone());
+        registry.register("produce_errors", "Produce requests that failed, by what is known", self.produce_errors.clone());
+        registry.register("reader_errors", "Fetches from the reply topic that failed", self.reader_errors.clone());
+    }
+
+    /// One more record of this kind on the reply topic.
+    pub fn count_reply(&self, kind: &'static str) {
+        self.replies.get_or_create(&ReplyLabels { kind }).inc();
+    }
+
+    /// How many records of this kind there have been.
+    pub fn replies_of(&self, kind: &'static str) -> u64 {
+        self.replies.get_or_create(&ReplyLabels { kind }).get()
+    }
+
+    /// All of it, as OpenMetrics text.
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        if prometheus_client::encoding::text::encode(&mut text, &self.registry).is_err() {
+            // Writing to a string fails only if an encoder does.
+            let _ = writeln!(text, "# incomplete");
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_have_our_prefix_and_units() {
+        let metrics = Metrics::new();
+        metrics.count_reply("late");
+        let text = metrics.render();
+        assert!(text.contains("antiphon_replies_total{kind=\"late\"} 1"), "{text}");
+        assert!(text.contains("antiphon_calls_in_flight 0"), "{text}");
+        assert_eq!(metrics.replies_of("late"), 1);
+    }
+}
