@@ -21,6 +21,13 @@ pub const BATCH_BYTES_MAX: usize = 900 * 1024;
 pub const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Routes in one table.
 pub const ROUTES_MAX: usize = 100_000;
+/// Steps of the path of a key or partition field.
+pub const FIELD_PATH_STEPS_MAX: usize = 32;
+/// Protobuf groups within groups that are still skipped; protobuf's own
+/// customary limit.
+pub const GROUP_DEPTH_MAX: usize = 100;
+/// Characters of a topic name, by Kafka's rule.
+pub const TOPIC_NAME_CHARS_MAX: usize = 249;
 /// Partitions that a topic may have as far as lanes are concerned.
 pub const PARTITIONS_MAX: i32 = 100_000;
 /// Shards: the correlation id has 8 bits for them.
