@@ -1,1 +1,464 @@
-//! app
+//! The composition: a gateway from its settings, its shards, its end.
+//!
+//! ```text
+//! control thread: acceptor, admin, health, topic directory, review of readiness
+//! shard threads:  one current_thread runtime each, with its own connections,
+//!                 pending calls, Kafka clients, lanes and reply partition
+//! ```
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::admin::Admin;
+use crate::backoff::Backoff;
+use crate::correlation::Minter;
+use crate::exchange::budget::Budget;
+use crate::exchange::{Exchange, Instance, Phase, Settings};
+use crate::ingress::{self, Acceptor, Health, Lifecycle, Reflection, Seat};
+use crate::kafka::{ConnectError, Connector, KafkaCluster};
+use crate::limits;
+use crate::pending::Pending;
+use crate::route::RouteTable;
+use crate::supervisor::{Supervisor, Task};
+use crate::transport::{Cluster, ClusterError};
+
+/// How often readiness is looked at.
+const REVIEW_INTERVAL: Duration = Duration::from_millis(100);
+/// How often a drain looks whether calls are still in flight.
+const DRAIN_POLL: Duration = Duration::from_millis(10);
+/// How long shard threads may take to end.
+const SHARDS_STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Everything a gateway is told.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The cluster.
+    pub kafka: crate::kafka::config::Config,
+    /// The gRPC listener.
+    pub grpc: ingress::config::Config,
+    /// The admin listener.
+    pub admin: crate::admin::config::Config,
+    /// Bounds.
+    pub limits: crate::exchange::config::LimitsConfig,
+    /// How replies come back.
+    pub reply: crate::exchange::config::ReplyConfig,
+    /// The end.
+    pub drain: DrainConfig,
+    /// `shards`: threads that serve calls, 1 to 256. Default: one a core.
+    pub shards: usize,
+}
+
+/// How the gateway stops. TOML section `[drain]`.
+#[derive(Debug, Clone)]
+pub struct DrainConfig {
+    /// `notice`: between turning NOT_SERVING and refusing new calls; time for
+    /// balancers to notice. Default: 0s.
+    pub notice: Duration,
+    /// `timeout`: how long calls in flight may go on. Default: 30s.
+    pub timeout: Duration,
+}
+
+impl Default for DrainConfig {
+    fn default() -> Self {
+        Self {
+            notice: Duration::from_millis(limits::DRAIN_NOTICE_MS),
+            timeout: Duration::from_millis(limits::DRAIN_TIMEOUT_MS),
+        }
+    }
+}
+
+/// Why a gateway could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A listener's address can't be had.
+    #[error("cannot listen on {address} ({name}): {source}")]
+    Bind {
+        /// Which listener.
+        name: &'static str,
+        /// Its address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// Settings for Kafka that can't be used.
+    #[error(transparent)]
+    Settings(#[from] ConnectError),
+    /// Kafka did not answer in time, or said no.
+    #[error("Kafka at {servers}: {source}")]
+    Kafka {
+        /// The bootstrap servers.
+        servers: String,
+        /// Why.
+        source: ClusterError,
+    },
+    /// No heartbeat came back in time.
+    #[error(
+        "no heartbeat came back through reply topic {topic} within {waited:?}; see the log for what failed"
+    )]
+    NotReady {
+        /// The reply topic.
+        topic: Arc<str>,
+        /// How long was waited.
+        waited: Duration,
+    },
+    /// The descriptors can't be reflected upon.
+    #[error("reflection: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// A thread could not be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[source] io::Error),
+    /// The operating system gives no random bytes.
+    #[error("no random bytes from the operating system: {0}")]
+    Random(String),
+}
+
+/// Why a gateway stopped otherwise than it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum StopError {
+    /// A defect.
+    #[error("task {0} has panicked")]
+    Panicked(&'static str),
+    /// Calls were still in flight at the end of `drain.timeout`.
+    #[error("{0} calls were still in flight when drain.timeout had passed")]
+    CallsCut(usize),
+}
+
+/// A gateway that runs.
+#[derive(Debug)]
+pub struct Gateway {
+    grpc: SocketAddr,
+    admin: SocketAddr,
+    routes: Arc<RouteTable>,
+    instance: Arc<Instance>,
+    cluster: Arc<dyn ClusterDebug>,
+    drain: DrainConfig,
+    supervisor: Supervisor,
+    lifecycle: watch::Sender<Lifecycle>,
+    shards: Vec<JoinHandle<()>>,
+    shards_alive: mpsc::Receiver<()>,
+    health: Health,
+    _tasks: Vec<Task>,
+    started_in: Duration,
+}
+
+/// `Cluster` that can be shown, so that a [`Gateway`] can.
+trait ClusterDebug: Cluster + std::fmt::Debug {}
+impl<C: Cluster + std::fmt::Debug> ClusterDebug for C {}
+
+impl Gateway {
+    /// Binds, connects, makes the reply topic, starts the shards, and returns
+    /// once a heartbeat has come back through each shard's reply path.
+    ///
+    /// Must be called on a `current_thread` runtime, which then is the control
+    /// thread.
+    pub async fn start(config: Config, routes: RouteTable) -> Result<Self, StartError> {
+        let began = Instant::now();
+        let grpc = bind("grpc.listen", config.grpc.listen).await?;
+        let admin = bind("admin.listen", config.admin.listen).await?;
+        let connector = Arc::new(Connector::new(&config.kafka)?);
+        let reflection =
+            if config.grpc.reflection { Some(Reflection::new(&routes)?) } else { None };
+        let routes = Arc::new(routes);
+        let instance = new_instance(&config, &routes)?;
+
+        let cluster = Arc::new(KafkaCluster::new(&config.kafka, Arc::clone(&connector)));
+        open_reply_path(&config, &instance, &*cluster, began).await?;
+
+        let supervisor = Supervisor::new();
+        let health = Health::new();
+        health.set(&routes, Phase::NotReady).await;
+        let (acceptor, seats) = Acceptor::new(config.shards, config.grpc.connections_max);
+        let acceptor = Arc::new(acceptor);
+        let lifecycle = watch::Sender::new(Lifecycle::Serving);
+        let (alive, shards_alive) = mpsc::channel(1);
+
+        let mut shards = Vec::with_capacity(config.shards);
+        for (shard, seat) in seats.into_iter().enumerate() {
+            let plan = ShardPlan {
+                shard,
+                seat,
+                config: config.clone(),
+                routes: Arc::clone(&routes),
+                instance: Arc::clone(&instance),
+                connector: Arc::clone(&connector),
+                health: health.clone(),
+                reflection: reflection.clone(),
+                supervisor: supervisor.clone(),
+                lifecycle: lifecycle.subscribe(),
+                _alive: alive.clone(),
+            };
+            shards.push(supervisor.spawn_thread("shard", move || plan.run()).map_err(StartError::Thread)?);
+        }
+        drop(alive);
+
+        let addresses = (local_address(&grpc, &config.grpc.listen), local_address(&admin, &config.admin.listen));
+        let tasks = vec![
+            supervisor.spawn("admin", Admin { instance: Arc::clone(&instance), acceptor: Arc::clone(&acceptor) }.serve(admin)),
+            supervisor.spawn("health", health.clone().follow(Arc::clone(&routes), Arc::clone(&instance))),
+            supervisor.spawn("readiness", review(Arc::clone(&instance))),
+            supervisor.spawn("topics", keep_topics_fresh(Arc::clone(&instance), Arc::clone(&cluster), config.kafka.metadata_refresh)),
+        ];
+        let mut gateway = Self {
+            grpc: addresses.0,
+            admin: addresses.1,
+            routes,
+            instance,
+            cluster,
+            drain: config.drain.clone(),
+            supervisor,
+            lifecycle,
+            shards,
+            shards_alive,
+            health,
+            _tasks: tasks,
+            started_in: Duration::ZERO,
+        };
+        gateway.await_ready(config.reply.start_timeout.saturating_sub(began.elapsed())).await?;
+        // Connections were queued by the kernel until now.
+        gateway._tasks.push(gateway.supervisor.spawn("acceptor", acceptor.run(grpc)));
+        gateway.warn_of_missing_topics();
+        gateway.started_in = began.elapsed();
+        Ok(gateway)
+    }
+
+    /// Where gRPC is served.
+    pub const fn grpc_address(&self) -> SocketAddr {
+        self.grpc
+    }
+
+    /// Where the admin listener is.
+    pub const fn admin_address(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// The routes that are served.
+    pub fn routes(&self) -> &RouteTable {
+        &self.routes
+    }
+
+    /// The instance behind it.
+    pub const fn instance(&self) -> &Arc<Instance> {
+        &self.instance
+    }
+
+    /// From the call of [`Gateway::start`] to READY.
+    pub const fn started_in(&self) -> Duration {
+        self.started_in
+    }
+
+    /// Serves until `shutdown`, then drains and stops.
+    pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<(), StopError> {
+        let panicked = tokio::select! {
+            () = shutdown => None,
+            name = self.supervisor.failed() => Some(name),
+        };
+        let stopped = self.stop().await;
+        match panicked {
+            Some(name) => Err(StopError::Panicked(name)),
+            None => stopped,
+        }
+    }
+
+    /// Turns NOT_SERVING, lets calls in flight finish, removes the reply topic
+    /// and ends every task and thread.
+    pub async fn stop(mut self) -> Result<(), StopError> {
+        // Told here and not by the follower, so that it is certainly said
+        // before any call is refused.
+        self.health.set(&self.routes, Phase::Draining).await;
+        sleep(self.drain.notice).await;
+        self.instance.drain();
+        self.lifecycle.send_replace(Lifecycle::Draining);
+
+        let left = self.drain_calls().await;
+        self.lifecycle.send_replace(Lifecycle::Closing);
+        // Ends when the last shard has dropped its end.
+        if timeout(SHARDS_STOP_TIMEOUT, self.shards_alive.recv()).await.is_err() {
+            tracing::error!("shards did not end in time");
+        } else {
+            for shard in self.shards.drain(..) {
+                // A panic has been reported by the supervisor.
+                let _ = shard.join();
+            }
+        }
+        self.remove_reply_topic().await;
+        if left == 0 { Ok(()) } else { Err(StopError::CallsCut(left)) }
+    }
+
+    async fn drain_calls(&self) -> usize {
+        let deadline = Instant::now() + self.drain.timeout;
+        loop {
+            let left = self.instance.budget.calls() as usize;
+            if left == 0 || Instant::now() >= deadline {
+                return left;
+            }
+            sleep(DRAIN_POLL).await;
+        }
+    }
+
+    async fn remove_reply_topic(&self) {
+        let topic = self.instance.reply_topic();
+        match self.cluster.delete_topic(topic).await {
+            Ok(()) => tracing::info!(%topic, "reply topic removed"),
+            Err(error) => tracing::error!(%topic, %error, "reply topic not removed"),
+        }
+    }
+
+    async fn await_ready(&self, limit: Duration) -> Result<(), StartError> {
+        let mut phase = self.instance.watch_phase();
+        let ready = timeout(limit, phase.wait_for(|now| *now == Phase::Ready)).await;
+        if ready.is_ok() {
+            return Ok(());
+        }
+        self.lifecycle.send_replace(Lifecycle::Closing);
+        self.remove_reply_topic().await;
+        Err(StartError::NotReady { topic: Arc::clone(self.instance.reply_topic()), waited: limit })
+    }
+
+    fn warn_of_missing_topics(&self) {
+        for topic in self.routes.request_topics() {
+            if self.instance.directory.partitions(&topic).is_none() {
+                tracing::warn!(%topic, "request topic does not exist yet; its calls are UNAVAILABLE until it does");
+            }
+        }
+    }
+}
+
+async fn bind(name: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|source| StartError::Bind { name, address, source })
+}
+
+fn local_address(listener: &TcpListener, configured: &SocketAddr) -> SocketAddr {
+    listener.local_addr().unwrap_or(*configured)
+}
+
+fn new_instance(config: &Config, routes: &RouteTable) -> Result<Arc<Instance>, StartError> {
+    let random = || {
+        let mut bytes = [0; 32];
+        rand::TryRng::try_fill_bytes(&mut rand::rngs::SysRng, &mut bytes)
+            .map_err(|error| StartError::Random(error.to_string()))?;
+        Ok::<_, StartError>(bytes)
+    };
+    let seed = random()?;
+    let tag = u16::from_be_bytes([seed[0], seed[1]]);
+    let name = config.reply.instance.clone().unwrap_or_else(|| instance_name(&seed[2..6]));
+    let topic: Arc<str> = format!("{}.{name}", config.reply.topic_prefix).into();
+    let pendings = (0..config.shards)
+        .map(|shard| {
+            let shard = u8::try_from(shard).unwrap_or(u8::MAX);
+            Ok(Pending::new(tag, Minter::new(shard, tag, random()?), config.limits.in_flight_max))
+        })
+        .collect::<Result<Vec<_>, StartError>>()?;
+    let heartbeat_age_max =
+        Duration::from_millis(limits::HEARTBEAT_AGE_MAX_MS).max(config.reply.heartbeat_interval * 3);
+    Ok(Instance::new(name, topic, heartbeat_age_max, pendings, Budget::new(&config.limits, routes)))
+}
+
+/// The host's name, as far as a topic's name can hold it, and a random part.
+fn instance_name(random: &[u8]) -> String {
+    let host = rustix::system::uname();
+    let host: String = host
+        .nodename()
+        .to_string_lossy()
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '-' })
+        .take(60)
+        .collect();
+    let random: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{host}-{random}")
+}
+
+/// Finds the cluster and makes the reply topic, again and again until it works
+/// or the start has taken too long: Kafka may be starting too.
+async fn open_reply_path(
+    config: &Config,
+    instance: &Instance,
+    cluster: &KafkaCluster,
+    began: Instant,
+) -> Result<(), StartError> {
+    let deadline = began + config.reply.start_timeout;
+    let mut backoff = Backoff::default();
+    loop {
+        let opened = timeout(deadline.saturating_duration_since(Instant::now()), try_open(config, instance, cluster));
+        let source = match opened.await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => error,
+            Err(_) => ClusterError::Unreachable("no answer".to_owned()),
+        };
+        let refused = matches!(source, ClusterError::Refused(_));
+        let pause = backoff.next_pause();
+        if refused || Instant::now() + pause >= deadline {
+            return Err(StartError::Kafka { servers: config.kafka.bootstrap_servers.join(","), source });
+        }
+        tracing::warn!(error = %source, "Kafka is not ready; trying again");
+        sleep(pause).await;
+    }
+}
+
+async fn try_open(config: &Config, instance: &Instance, cluster: &KafkaCluster) -> Result<(), ClusterError> {
+    instance.directory.refresh(cluster).await?;
+    let partitions = i32::try_from(config.shards).unwrap_or(1);
+    match cluster.create_topic(instance.reply_topic(), partitions, config.reply.replication_factor).await {
+        Err(ClusterError::TopicExists(_)) if config.reply.instance.is_some() => Ok(()),
+        created => created,
+    }
+}
+
+async fn review(instance: Arc<Instance>) {
+    loop {
+        instance.review();
+        let quick = instance.phase() == Phase::NotReady;
+        sleep(if quick { REVIEW_INTERVAL / 10 } else { REVIEW_INTERVAL }).await;
+    }
+}
+
+async fn keep_topics_fresh(instance: Arc<Instance>, cluster: Arc<KafkaCluster>, interval: Duration) {
+    instance.directory.keep_fresh(&*cluster, interval).await;
+}
+
+/// All that a shard's thread needs.
+struct ShardPlan {
+    shard: usize,
+    seat: Seat,
+    config: Config,
+    routes: Arc<RouteTable>,
+    instance: Arc<Instance>,
+    connector: Arc<Connector>,
+    health: Health,
+    reflection: Option<Reflection>,
+    supervisor: Supervisor,
+    lifecycle: watch::Receiver<Lifecycle>,
+    /// Dropped last; the control thread waits for it.
+    _alive: mpsc::Sender<()>,
+}
+
+impl ShardPlan {
+    fn run(self) {
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => return tracing::error!(%error, "a shard could not start"),
+        };
+        runtime.block_on(self.serve());
+        runtime.shutdown_timeout(Duration::from_secs(1));
+    }
+
+    async fn serve(self) {
+        let cluster = Arc::new(KafkaCluster::new(&self.config.kafka, self.connector));
+        let settings = Settings {
+            compression: self.config.kafka.compression,
+            message_bytes_max: self.config.grpc.message_bytes_max,
+            lane_queue_max: self.config.limits.lane_queue_max,
+            reply: self.config.reply,
+        };
+        let exchange =
+            Arc::new(Exchange::start(self.shard, self.instance, cluster, &self.supervisor, settings));
+        let service = ingress::Service::new(&self.config.grpc, self.routes, exchange, &self.health, self.reflection);
+        ingress::serve_shard(self.seat, service, self.config.grpc, self.supervisor, self.lifecycle).await;
+    }
+}

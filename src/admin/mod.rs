@@ -1,3 +1,65 @@
-//! admin
+//! The admin listener: metrics, live and ready over HTTP.
+//!
+//! | path | answer |
+//! |---|---|
+//! | `/live` | 200 while the process runs |
+//! | `/ready` | 200 when calls are accepted, else 503 and the reason |
+//! | `/metrics` | OpenMetrics text |
 
 pub mod config;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use tokio::net::TcpListener;
+
+use crate::exchange::{Instance, Phase};
+use crate::ingress::Acceptor;
+
+/// What the admin listener shows.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    /// The instance.
+    pub instance: Arc<Instance>,
+    /// Its connections.
+    pub acceptor: Arc<Acceptor>,
+}
+
+impl Admin {
+    /// Serves until dropped.
+    pub async fn serve(self, listener: TcpListener) {
+        let router = Router::new()
+            .route("/live", get(async || "live\n"))
+            .route("/ready", get(ready))
+            .route("/metrics", get(metrics))
+            .with_state(self);
+        if let Err(error) = axum::serve(listener, router).await {
+            tracing::error!(%error, "admin listener ended");
+        }
+    }
+}
+
+async fn ready(State(admin): State<Admin>) -> (StatusCode, &'static str) {
+    match admin.instance.phase() {
+        Phase::Ready => (StatusCode::OK, "ready\n"),
+        Phase::NotReady => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "not ready: no heartbeat has come back from the reply topic lately\n",
+        ),
+        Phase::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+    }
+}
+
+async fn metrics(State(admin): State<Admin>) -> Response {
+    let metrics = &admin.instance.metrics;
+    // Gauges are read from where the truth is, when somebody asks.
+    metrics.calls_in_flight.set(i64::try_from(admin.instance.pending_calls()).unwrap_or(i64::MAX));
+    metrics.bytes_held.set(i64::try_from(admin.instance.budget.bytes()).unwrap_or(i64::MAX));
+    metrics.connections.set(i64::from(admin.acceptor.open()));
+    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, content_type)], metrics.render()).into_response()
+}

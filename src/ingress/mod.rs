@@ -1,3 +1,25 @@
-//! ingress
+//! The gRPC edge: connections in, calls to the exchange, answers out.
+//!
+//! ```text
+//! acceptor ──► least busy shard ──► hyper HTTP/2 ──► service ─┬─ unary ──► exchange
+//!                                                             ├─ grpc.health.v1
+//!                                                             └─ grpc.reflection.v1, v1alpha
+//! ```
+//!
+//! Messages, compression and status come from tonic; the connection is hyper's,
+//! which tonic uses too, because tonic's own server answers `grpc-timeout` by
+//! dropping the call, and a call that is dropped can't tell its caller whether
+//! the payment was sent.
 
 pub mod config;
+mod connection;
+mod health;
+mod message;
+mod metadata;
+mod service;
+mod status;
+mod unary;
+
+pub use connection::{Acceptor, Lifecycle, Seat, serve_shard};
+pub use health::Health;
+pub use service::{Reflection, Service};

@@ -1,0 +1,209 @@
+//! Connections: accepted in one place, served on the shard that has the least
+//! to do.
+//!
+//! A service mesh keeps few, long connections, so hashing them over
+//! `SO_REUSEPORT` sockets would leave shards idle; counting does not.
+
+use std::io;
+use std::net::TcpStream as StdTcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio::time::sleep;
+
+use super::config::Config;
+use super::service::Service;
+use crate::backoff::Backoff;
+use crate::limits;
+use crate::supervisor::{StreamExecutor, Supervisor, Task};
+
+/// Accepted connections that wait for their shard to take them.
+const HANDOVER_QUEUE: usize = 256;
+/// How long a connection may take to end its streams once the process closes.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Ended connections are swept when this many are listed, or twice those alive.
+const SWEEP_AT: usize = 64;
+
+/// How far the process is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Lifecycle {
+    /// Connections are served.
+    Serving,
+    /// Connections that exist are told to go elsewhere (GOAWAY); new ones are
+    /// still taken, so that probes see NOT_SERVING.
+    Draining,
+    /// All connections end.
+    Closing,
+}
+
+/// A shard's end of the handover.
+#[derive(Debug)]
+pub struct Seat {
+    connections: mpsc::Receiver<StdTcpStream>,
+    open: Arc<AtomicU32>,
+}
+
+/// Accepts connections for all shards.
+#[derive(Debug)]
+pub struct Acceptor {
+    shards: Vec<(mpsc::Sender<StdTcpStream>, Arc<AtomicU32>)>,
+    connections_max: u32,
+}
+
+impl Acceptor {
+    /// An acceptor for as many shards, and a seat for each.
+    pub fn new(shards: usize, connections_max: u32) -> (Self, Vec<Seat>) {
+        let (senders, seats) = (0..shards)
+            .map(|_| {
+                let (sender, connections) = mpsc::channel(HANDOVER_QUEUE);
+                let open = Arc::new(AtomicU32::new(0));
+                ((sender, Arc::clone(&open)), Seat { connections, open })
+            })
+            .unzip();
+        (Self { shards: senders, connections_max }, seats)
+    }
+
+    /// Connections that are open or about to be.
+    pub fn open(&self) -> u32 {
+        self.shards.iter().map(|(_, open)| open.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Never ends.
+    pub async fn run(self: Arc<Self>, listener: TcpListener) {
+        let mut backoff = Backoff::default();
+        loop {
+            match listener.accept().await {
+                Ok((stream, peer)) => {
+                    backoff.reset();
+                    if let Err(error) = self.hand_over(stream) {
+                        tracing::warn!(%peer, %error, "connection refused");
+                    }
+                }
+                // Out of descriptors, most likely: it passes when some close.
+                Err(error) => {
+                    tracing::error!(%error, "cannot accept connections");
+                    backoff.pause().await;
+                }
+            }
+        }
+    }
+
+    fn hand_over(&self, stream: TcpStream) -> io::Result<()> {
+        if self.open() >= self.connections_max {
+            let text = format!("grpc.connections_max of {} reached", self.connections_max);
+            return Err(io::Error::other(text));
+        }
+        stream.set_nodelay(true)?;
+        let stream = stream.into_std()?;
+        let idlest = self.shards.iter().min_by_key(|(_, open)| open.load(Ordering::Relaxed));
+        let Some((shard, open)) = idlest else { return Err(io::Error::other("no shard")) };
+        open.fetch_add(1, Ordering::Relaxed);
+        shard.try_send(stream).map_err(|_| {
+            open.fetch_sub(1, Ordering::Relaxed);
+            io::Error::other("the shard takes no more connections")
+        })
+    }
+}
+
+/// Serves a shard's connections until the process closes, then ends them.
+pub async fn serve_shard(
+    mut seat: Seat,
+    service: Service,
+    config: Config,
+    supervisor: Supervisor,
+    lifecycle: watch::Receiver<Lifecycle>,
+) {
+    let mut connections: Vec<Task> = Vec::new();
+    let mut sweep_at = SWEEP_AT;
+    let mut closing = lifecycle.clone();
+    loop {
+        let stream = tokio::select! {
+            stream = seat.connections.recv() => stream,
+            () = past(&mut closing, Lifecycle::Draining) => None,
+        };
+        let Some(stream) = stream else { break };
+        if connections.len() >= sweep_at {
+            connections.retain(|connection| !connection.is_finished());
+            sweep_at = SWEEP_AT.max(connections.len() * 2);
+        }
+        let open = CloseOnDrop { open: Arc::clone(&seat.open) };
+        let serving = serve_connection(stream, open, service.clone(), config.clone(), lifecycle.clone());
+        connections.push(supervisor.spawn("connection", serving));
+    }
+    let all_ended = async {
+        for connection in connections {
+            connection.join().await;
+        }
+    };
+    let _ = tokio::time::timeout(CLOSE_TIMEOUT, all_ended).await;
+}
+
+/// Counts a connection as closed when its task ends, however it ends.
+struct CloseOnDrop {
+    open: Arc<AtomicU32>,
+}
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+async fn serve_connection(
+    stream: StdTcpStream,
+    _open: CloseOnDrop,
+    service: Service,
+    config: Config,
+    mut lifecycle: watch::Receiver<Lifecycle>,
+) {
+    let stream = match TcpStream::from_std(stream) {
+        Ok(stream) => stream,
+        Err(error) => return tracing::warn!(%error, "connection lost before it was served"),
+    };
+    let born_in = *lifecycle.borrow();
+    let service = TowerToHyperService::new(service);
+    let connection = http2_settings(&config).serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    let mut close = lifecycle.clone();
+    let served = tokio::select! {
+        served = connection.as_mut() => served,
+        () = past(&mut lifecycle, born_in) => {
+            connection.as_mut().graceful_shutdown();
+            tokio::select! {
+                served = connection.as_mut() => served,
+                () = closed(&mut close) => Ok(()),
+            }
+        }
+    };
+    if let Err(error) = served {
+        tracing::debug!(%error, "connection ended");
+    }
+}
+
+/// Waits until the process is further than `phase`, or its owner is gone.
+async fn past(lifecycle: &mut watch::Receiver<Lifecycle>, phase: Lifecycle) {
+    let _ = lifecycle.wait_for(|now| *now > phase).await;
+}
+
+/// Ends some time after everything else should have.
+async fn closed(lifecycle: &mut watch::Receiver<Lifecycle>) {
+    past(lifecycle, Lifecycle::Draining).await;
+    sleep(CLOSE_TIMEOUT / 2).await;
+}
+
+fn http2_settings(config: &Config) -> http2::Builder<StreamExecutor> {
+    let mut settings = http2::Builder::new(StreamExecutor);
+    settings
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(config.streams_per_connection_max)
+        .max_header_list_size(limits::HEADER_LIST_BYTES_MAX)
+        .keep_alive_interval(config.keep_alive_interval)
+        .keep_alive_timeout(config.keep_alive_timeout);
+    settings
+}

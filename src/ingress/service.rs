@@ -1,0 +1,143 @@
+//! Which part of the edge answers a request, by its path alone.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use tonic::Status;
+use tonic::body::Body;
+use tonic_health::pb::health_server::HealthServer;
+use tonic_health::server::HealthService;
+use tower::ServiceExt as _;
+use tower::util::BoxCloneSyncService;
+
+use super::config::Config;
+use super::health::Health;
+use super::metadata::Allowed;
+use super::unary::Unary;
+use crate::exchange::Exchange;
+use crate::route::{Lookup, RouteTable};
+
+type Mounted = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
+type Answering = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+/// The reflection services, built once and shared by the shards.
+#[derive(Clone)]
+pub struct Reflection {
+    v1: Mounted,
+    v1alpha: Mounted,
+}
+
+impl Reflection {
+    /// Reflection over all files of the route table, and over the health
+    /// protocol.
+    pub fn new(routes: &RouteTable) -> Result<Self, tonic_reflection::server::Error> {
+        let files = routes.descriptor_set();
+        let builder = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(&files)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        let mut v1 = builder();
+        let mut v1alpha = builder();
+        for service in routes.services().chain(["grpc.health.v1.Health"]) {
+            v1 = v1.with_service_name(service);
+            v1alpha = v1alpha.with_service_name(service);
+        }
+        Ok(Self {
+            v1: BoxCloneSyncService::new(v1.build_v1()?),
+            v1alpha: BoxCloneSyncService::new(v1alpha.build_v1alpha()?),
+        })
+    }
+}
+
+/// Answers every request of one shard.
+#[derive(Clone)]
+pub struct Service {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    routes: Arc<RouteTable>,
+    unary: Unary,
+    health: HealthServer<HealthService>,
+    reflection: Option<Reflection>,
+}
+
+impl Service {
+    /// A service that hands calls to `exchange`.
+    pub fn new(
+        config: &Config,
+        routes: Arc<RouteTable>,
+        exchange: Arc<Exchange>,
+        health: &Health,
+        reflection: Option<Reflection>,
+    ) -> Self {
+        let allowed = Allowed::new(&config.metadata_forward, &config.metadata_return);
+        let unary = Unary::new(exchange, allowed, config.message_bytes_max);
+        Self { inner: Arc::new(Inner { routes, unary, health: health.server(), reflection }) }
+    }
+}
+
+impl tower::Service<Request<Incoming>> for Service {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Answering;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Incoming>) -> Answering {
+        let inner = Arc::clone(&self.inner);
+        Box::pin(async move { Ok(inner.answer(request).await) })
+    }
+}
+
+impl Inner {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        match self.routes.lookup(request.uri().path()) {
+            Lookup::Route(route) => self.unary.answer(route, request).await,
+            Lookup::Streaming { client, server } => streaming(client, server),
+            Lookup::UnknownMethod | Lookup::UnknownService => self.other(request).await,
+        }
+    }
+
+    /// Not in the route table: one of our own services, or nothing.
+    async fn other(&self, request: Request<Incoming>) -> Response<Body> {
+        let path = request.uri().path();
+        let mounted = match (path.split('/').nth(1), &self.reflection) {
+            (Some("grpc.health.v1.Health"), _) => BoxCloneSyncService::new(self.health.clone()),
+            (Some("grpc.reflection.v1.ServerReflection"), Some(reflection)) => reflection.v1.clone(),
+            (Some("grpc.reflection.v1alpha.ServerReflection"), Some(reflection)) => reflection.v1alpha.clone(),
+            _ => return unknown(&self.routes, path),
+        };
+        match mounted.oneshot(request.map(Body::new)).await {
+            Ok(response) => response,
+            Err(never) => match never {},
+        }
+    }
+}
+
+fn unknown(routes: &RouteTable, path: &str) -> Response<Body> {
+    let path: String = path.chars().take(200).collect();
+    let message = match routes.lookup(&path) {
+        Lookup::UnknownMethod => format!("{path}: the service has no such method"),
+        _ => format!("{path}: no such service here"),
+    };
+    Status::unimplemented(message).into_http()
+}
+
+fn streaming(client: bool, server: bool) -> Response<Body> {
+    let kind = match (client, server) {
+        (true, true) => "bidirectional streaming",
+        (true, false) => "client streaming",
+        _ => "server streaming",
+    };
+    Status::unimplemented(format!("{kind} methods are not served: one request record has one reply record"))
+        .into_http()
+}

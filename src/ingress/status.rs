@@ -1,0 +1,192 @@
+//! The only place that makes a `tonic::Status` out of our errors.
+//!
+//! | what happened | status |
+//! |---|---|
+//! | no reply in time, the request being in the log or perhaps there | DEADLINE_EXCEEDED |
+//! | nothing was sent: not ready, draining, Kafka away, no such topic | UNAVAILABLE |
+//! | a bound was reached | RESOURCE_EXHAUSTED, with `grpc-retry-pushback-ms` and RetryInfo |
+//! | message, key or partition of no use | INVALID_ARGUMENT |
+//! | larger than the broker takes | RESOURCE_EXHAUSTED |
+//! | refused by the broker for good | FAILED_PRECONDITION |
+//! | a reply that can't be understood | INTERNAL |
+//! | the worker's own error | as the worker says |
+//!
+//! Every status tells what is known of the request, in trailers:
+//! `antiphon-outcome` (`not-sent`, `sent` or `unknown`), `antiphon-record`
+//! (`topic/partition/offset`, as far as known) and `antiphon-correlation-id`.
+
+use std::error::Error as _;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use prost::Message as _;
+use tonic::metadata::MetadataMap;
+use tonic::{Code, Status};
+
+use crate::deadline::TimeoutError;
+use crate::exchange::{Failure, Trace, Why};
+use crate::message::WorkerStatus;
+
+const OUTCOME: HeaderName = HeaderName::from_static("antiphon-outcome");
+const RECORD: HeaderName = HeaderName::from_static("antiphon-record");
+const CORRELATION_ID: HeaderName = HeaderName::from_static("antiphon-correlation-id");
+const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+
+/// What becomes of a call that ended without a worker's answer.
+pub(super) fn of_failure(failure: &Failure) -> Status {
+    let message = sentence(&failure.why);
+    let mut trailers = of_trace(&failure.trace);
+    let code = match &failure.why {
+        Why::NotReady | Why::Draining | Why::NoSuchTopic(_) | Why::NotSent(_) => Code::Unavailable,
+        Why::Overloaded { retry_after, .. } => {
+            return overloaded(message, *retry_after, trailers);
+        }
+        Why::BadMessage(_) | Why::NoSuchPartition { .. } => Code::InvalidArgument,
+        Why::TimedOut | Why::TooLate => Code::DeadlineExceeded,
+        Why::TooLarge => Code::ResourceExhausted,
+        Why::Refused(_) => Code::FailedPrecondition,
+        Why::BadReply { .. } => Code::Internal,
+    };
+    if code == Code::Unavailable {
+        trailers.insert(PUSHBACK, HeaderValue::from_static("1000"));
+    }
+    Status::with_metadata(code, message, MetadataMap::from_headers(trailers))
+}
+
+/// Our errors keep their cause apart; a caller sees one sentence.
+fn sentence(why: &Why) -> String {
+    let text = why.to_string();
+    match why.source() {
+        Some(source) if !text.contains(&source.to_string()) => format!("{text}: {source}"),
+        _ => text,
+    }
+}
+
+fn overloaded(message: String, retry_after: Duration, mut trailers: HeaderMap) -> Status {
+    trailers.insert(PUSHBACK, HeaderValue::from(u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX)));
+    let details = retry_info(Code::ResourceExhausted, &message, retry_after);
+    let metadata = MetadataMap::from_headers(trailers);
+    Status::with_details_and_metadata(Code::ResourceExhausted, message, details, metadata)
+}
+
+/// A worker's own error, handed on.
+pub(super) fn of_worker(status: WorkerStatus, trace: &Trace) -> Status {
+    let code = Code::from(i32::from(status.code));
+    let metadata = MetadataMap::from_headers(of_trace(trace));
+    Status::with_details_and_metadata(code, status.message, status.details, metadata)
+}
+
+/// A `grpc-timeout` that is none.
+pub(super) fn of_timeout_error(error: &TimeoutError) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+/// What is known of the request, as trailers.
+pub(super) fn of_trace(trace: &Trace) -> HeaderMap {
+    let mut trailers = HeaderMap::with_capacity(4);
+    trailers.insert(OUTCOME, HeaderValue::from_static(trace.outcome.as_str()));
+    if let Some(at) = trace.at {
+        let place = match at.offset {
+            Some(offset) => format!("{}/{}/{offset}", trace.topic, at.partition),
+            None => format!("{}/{}", trace.topic, at.partition),
+        };
+        insert(&mut trailers, RECORD, place);
+    }
+    if let Some(id) = trace.id
+        && let Ok(text) = HeaderValue::from_bytes(&id.to_text())
+    {
+        trailers.insert(CORRELATION_ID, text);
+    }
+    trailers
+}
+
+/// Topic names are checked when routes are compiled, so this can't fail.
+fn insert(trailers: &mut HeaderMap, name: HeaderName, value: String) {
+    if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(value)) {
+        trailers.insert(name, value);
+    }
+}
+
+/// What tonic found wrong with the message on the wire. It says OUT_OF_RANGE
+/// of a message that is too large; every other gRPC server says
+/// RESOURCE_EXHAUSTED.
+pub(super) fn of_unread_message(status: Status) -> Status {
+    match status.code() {
+        Code::OutOfRange => Status::resource_exhausted(status.message()),
+        _ => status,
+    }
+}
+
+/// `google.rpc.Status` with a `google.rpc.RetryInfo`, encoded.
+fn retry_info(code: Code, message: &str, retry_after: Duration) -> Bytes {
+    let delay = prost_types::Duration {
+        seconds: i64::try_from(retry_after.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(retry_after.subsec_nanos()).unwrap_or_default(),
+    };
+    let info = prost_types::Any {
+        type_url: "type.googleapis.com/google.rpc.RetryInfo".to_owned(),
+        value: RetryInfo { retry_delay: Some(delay) }.encode_to_vec(),
+    };
+    let status = RpcStatus { code: code as i32, message: message.to_owned(), details: vec![info] };
+    Bytes::from(status.encode_to_vec())
+}
+
+/// `google.rpc.Status`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct RpcStatus {
+    #[prost(int32, tag = "1")]
+    code: i32,
+    #[prost(string, tag = "2")]
+    message: String,
+    #[prost(message, repeated, tag = "3")]
+    details: Vec<prost_types::Any>,
+}
+
+/// `google.rpc.RetryInfo`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct RetryInfo {
+    #[prost(message, optional, tag = "1")]
+    retry_delay: Option<prost_types::Duration>,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::exchange::Outcome;
+    use crate::pending::Coordinates;
+
+    fn trace(outcome: Outcome, at: Option<Coordinates>) -> Trace {
+        Trace { id: None, outcome, topic: "pay".into(), at }
+    }
+
+    #[test]
+    fn a_time_out_tells_where_the_request_is() {
+        let at = Coordinates { partition: 3, offset: Some(41) };
+        let status = of_failure(&Failure { why: Why::TimedOut, trace: trace(Outcome::Sent, Some(at)) });
+        assert_eq!(status.code(), Code::DeadlineExceeded);
+        let trailer = |name: &str| status.metadata().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
+        assert_eq!(trailer("antiphon-outcome").as_deref(), Some("sent"));
+        assert_eq!(trailer("antiphon-record").as_deref(), Some("pay/3/41"));
+    }
+
+    #[test]
+    fn an_overload_says_when_to_come_back() {
+        let why = Why::Overloaded { what: "x", limit: 5, retry_after: Duration::from_millis(1_250) };
+        let status = of_failure(&Failure { why, trace: trace(Outcome::NotSent, None) });
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        assert_eq!(status.metadata().get("grpc-retry-pushback-ms").unwrap(), "1250");
+        let details = RpcStatus::decode(status.details()).unwrap();
+        let info = RetryInfo::decode(&*details.details[0].value).unwrap();
+        assert_eq!(info.retry_delay, Some(prost_types::Duration { seconds: 1, nanos: 250_000_000 }));
+    }
+
+    #[test]
+    fn causes_are_told_once() {
+        let why = Why::Refused(Arc::from("TopicAuthorizationFailed"));
+        let status = of_failure(&Failure { why, trace: trace(Outcome::NotSent, None) });
+        assert_eq!(status.message(), "Kafka refused the request: TopicAuthorizationFailed");
+    }
+}

@@ -1,0 +1,235 @@
+//! One unary call, from HTTP request to HTTP response.
+
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderValue, Request, Response, header};
+use hyper::body::Incoming;
+use tokio::time::timeout_at;
+use tonic::body::Body;
+use tonic::codec::CompressionEncoding;
+use tonic::{Code, Status};
+
+use super::message::{read_one, unary_body};
+use super::metadata::Allowed;
+use super::status;
+use crate::deadline::{Deadline, parse_grpc_timeout};
+use crate::exchange::{Answer, Exchange, Failure, Outcome, Request as Call, Trace, Why};
+use crate::metrics::{CallLabels, Metrics};
+use crate::route::Route;
+
+const GRPC_TIMEOUT: &str = "grpc-timeout";
+const GRPC_ENCODING: &str = "grpc-encoding";
+const GRPC_ACCEPT_ENCODING: &str = "grpc-accept-encoding";
+const ACCEPTED: HeaderValue = HeaderValue::from_static("identity,gzip,zstd");
+const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
+
+/// Answers unary calls of one shard.
+pub(super) struct Unary {
+    exchange: Arc<Exchange>,
+    allowed: Allowed,
+    message_bytes_max: usize,
+}
+
+impl Unary {
+    pub(super) fn new(exchange: Arc<Exchange>, allowed: Allowed, message_bytes_max: usize) -> Self {
+        Self { exchange, allowed, message_bytes_max }
+    }
+
+    pub(super) async fn answer(&self, route: &Arc<Route>, request: Request<Incoming>) -> Response<Body> {
+        if !is_grpc(request.headers()) {
+            return not_grpc();
+        }
+        let end = CountOnDrop { metrics: self.exchange.metrics(), route, code: Code::Cancelled };
+        let compression = accepted_compression(request.headers());
+        match self.call(route, request).await {
+            Ok(answer) => self.respond(answer, compression, end),
+            Err(status) => refuse(status, end),
+        }
+    }
+
+    async fn call(&self, route: &Arc<Route>, request: Request<Incoming>) -> Result<Answer, Status> {
+        let (head, body) = request.into_parts();
+        let deadline = deadline(route, &head.headers)?;
+        let encoding = request_encoding(&head.headers)?;
+        let metadata = self.allowed.forward(&head.headers)?;
+        // A caller that never finishes its message meets the same deadline.
+        let read = timeout_at(deadline.at(), read_one(body, encoding, self.message_bytes_max)).await;
+        let message = match read {
+            Ok(message) => message.map_err(status::of_unread_message)?,
+            Err(_) => {
+                let trace = Trace::nothing_sent(Arc::clone(&route.request_topic));
+                return Err(status::of_failure(&Failure { why: Why::TooLate, trace }));
+            }
+        };
+        let answered = self.exchange.call(route, Call { message, metadata, deadline }).await;
+        answered.map_err(|failure| {
+            log_failure(route, &failure);
+            status::of_failure(&failure)
+        })
+    }
+
+    fn respond(
+        &self,
+        answer: Answer,
+        compression: Option<CompressionEncoding>,
+        mut end: CountOnDrop<'_>,
+    ) -> Response<Body> {
+        let metadata = self.allowed.give_back(&answer.reply.headers);
+        match answer.reply.result {
+            Ok(message) => {
+                end.code = Code::Ok;
+                let body = unary_body(message, status::of_trace(&answer.trace), compression);
+                let mut response = Response::new(body);
+                *response.headers_mut() = metadata;
+                response.headers_mut().insert(header::CONTENT_TYPE, GRPC);
+                if let Some(encoding) = compression {
+                    response.headers_mut().insert(GRPC_ENCODING, encoding_name(encoding));
+                }
+                response
+            }
+            Err(worker) => {
+                let mut status = status::of_worker(worker, &answer.trace);
+                status.metadata_mut().as_mut().extend(metadata);
+                refuse(status, end)
+            }
+        }
+    }
+}
+
+fn refuse(status: Status, mut end: CountOnDrop<'_>) -> Response<Body> {
+    end.code = status.code();
+    let mut response = status.into_http();
+    if end.code == Code::Unimplemented {
+        response.headers_mut().insert(GRPC_ACCEPT_ENCODING, ACCEPTED);
+    }
+    response
+}
+
+fn is_grpc(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(header::CONTENT_TYPE).map_or(&[][..], HeaderValue::as_bytes);
+    match content_type.strip_prefix(b"application/grpc") {
+        Some(rest) => rest.is_empty() || matches!(rest[0], b'+' | b';'),
+        None => false,
+    }
+}
+
+/// As the gRPC specification has it for anything but `application/grpc`.
+fn not_grpc() -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = http::StatusCode::UNSUPPORTED_MEDIA_TYPE;
+    response
+}
+
+fn deadline(route: &Route, headers: &HeaderMap) -> Result<Deadline, Status> {
+    let asked = match headers.get(GRPC_TIMEOUT) {
+        Some(value) => Some(parse_grpc_timeout(value.as_bytes()).map_err(|e| status::of_timeout_error(&e))?),
+        None => None,
+    };
+    Ok(Deadline::for_call(asked, route.timeout, route.timeout_max))
+}
+
+fn request_encoding(headers: &HeaderMap) -> Result<Option<CompressionEncoding>, Status> {
+    match headers.get(GRPC_ENCODING).map(HeaderValue::as_bytes) {
+        None | Some(b"identity") => Ok(None),
+        Some(b"gzip") => Ok(Some(CompressionEncoding::Gzip)),
+        Some(b"zstd") => Ok(Some(CompressionEncoding::Zstd)),
+        Some(other) => Err(Status::unimplemented(format!(
+            "grpc-encoding {:?} is not supported; send identity, gzip or zstd",
+            String::from_utf8_lossy(&other[..other.len().min(32)])
+        ))),
+    }
+}
+
+/// The first of the caller's encodings that we can write.
+fn accepted_compression(headers: &HeaderMap) -> Option<CompressionEncoding> {
+    let accepted = headers.get(GRPC_ACCEPT_ENCODING)?.to_str().ok()?;
+    accepted.split(',').find_map(|name| match name.trim() {
+        "gzip" => Some(CompressionEncoding::Gzip),
+        "zstd" => Some(CompressionEncoding::Zstd),
+        _ => None,
+    })
+}
+
+fn encoding_name(encoding: CompressionEncoding) -> HeaderValue {
+    match encoding {
+        CompressionEncoding::Gzip => HeaderValue::from_static("gzip"),
+        _ => HeaderValue::from_static("zstd"),
+    }
+}
+
+fn log_failure(route: &Route, failure: &Failure) {
+    let Failure { why, trace } = failure;
+    let expected = matches!(why, Why::BadMessage(_)) || trace.outcome == Outcome::NotSent;
+    let id = trace.id.map(tracing::field::display);
+    let at = trace.at;
+    if expected {
+        tracing::debug!(method = &*route.path, %why, correlation_id = id, "call failed");
+    } else {
+        tracing::info!(method = &*route.path, %why, correlation_id = id, ?at, outcome = trace.outcome.as_str(), "call failed");
+    }
+}
+
+/// Counts the call when it ends. A caller that goes away drops the call, and
+/// this with it, before there is another code.
+struct CountOnDrop<'a> {
+    metrics: &'a Metrics,
+    route: &'a Route,
+    code: Code,
+}
+
+impl Drop for CountOnDrop<'_> {
+    fn drop(&mut self) {
+        let labels = CallLabels { method: self.route.path.to_string(), code: code_name(self.code) };
+        self.metrics.calls.get_or_create(&labels).inc();
+    }
+}
+
+fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(name: &'static str, value: &'static str) -> HeaderMap {
+        HeaderMap::from_iter([(http::HeaderName::from_static(name), HeaderValue::from_static(value))])
+    }
+
+    #[test]
+    fn grpc_is_told_from_anything_else() {
+        for yes in ["application/grpc", "application/grpc+proto", "application/grpc;charset=utf-8"] {
+            assert!(is_grpc(&with("content-type", yes)), "{yes}");
+        }
+        for no in ["application/json", "application/grpc-web", "application/grpcfoo", ""] {
+            assert!(!is_grpc(&with("content-type", no)), "{no}");
+        }
+    }
+
+    #[test]
+    fn the_first_usable_encoding_is_taken() {
+        let pick = |value| accepted_compression(&with("grpc-accept-encoding", value));
+        assert_eq!(pick("identity,deflate, zstd ,gzip"), Some(CompressionEncoding::Zstd));
+        assert_eq!(pick("identity"), None);
+        let refused = request_encoding(&with("grpc-encoding", "snappy")).unwrap_err();
+        assert_eq!(refused.code(), Code::Unimplemented);
+    }
+}
