@@ -156,7 +156,8 @@ impl std::error::Error for Mistakes {}
 
 /// A hint with the candidate nearest to what was written, if one is near.
 pub fn did_you_mean<'a>(written: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<String> {
-    let far = (written.chars().count() / 3).max(1) + 1;
+    let letters = written.chars().count();
+    let far = ((letters / 3).max(1) + 1).min(letters);
     let tail = format!(".{written}");
     candidates
         .into_iter()

@@ -51,7 +51,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, DurationError> {
 pub fn show_duration(duration: Duration) -> String {
     let ms = duration.as_millis();
     for (ms_each, unit) in [(3_600_000, "h"), (60_000, "m"), (1_000, "s")] {
-        if ms > 0 && ms % ms_each == 0 {
+        if ms > 0 && ms.is_multiple_of(ms_each) {
             return format!("{}{unit}", ms / ms_each);
         }
     }

@@ -76,7 +76,7 @@ fn expected(message: &DynamicMessage, path: &str) -> Option<Vec<u8>> {
 
 /// A random value for the named field, from one seed.
 fn value(name: &str, seed: u64) -> Value {
-    let seed = if seed % 5 == 0 { 0 } else { seed };
+    let seed = if seed.is_multiple_of(5) { 0 } else { seed };
     let text = if seed == 0 { String::new() } else { format!("käse-{seed}") };
     match name {
         "i32" | "s32" | "sf32" | "maybe" => Value::I32(seed as i32),
@@ -90,8 +90,11 @@ fn value(name: &str, seed: u64) -> Value {
     }
 }
 
+/// A field to set: which, the seed of its value, or an encoded sub-message.
+type Part = (usize, u64, Option<Vec<u8>>);
+
 /// A random message: fields in order of setting, and sub-messages to a depth.
-fn random(depth: u32) -> BoxedStrategy<Vec<(usize, u64, Option<Vec<u8>>)>> {
+fn random(depth: u32) -> BoxedStrategy<Vec<Part>> {
     let leaf = (0..LEAVES.len(), any::<u64>()).prop_map(|(index, seed)| (index, seed, None));
     if depth == 0 {
         return prop::collection::vec(leaf, 0..6).boxed();
@@ -101,7 +104,7 @@ fn random(depth: u32) -> BoxedStrategy<Vec<(usize, u64, Option<Vec<u8>>)>> {
     prop::collection::vec(prop_oneof![3 => leaf, 1 => parent], 0..8).boxed()
 }
 
-fn encode(fields: &[(usize, u64, Option<Vec<u8>>)]) -> Vec<u8> {
+fn encode(fields: &[Part]) -> Vec<u8> {
     let mut message = DynamicMessage::new(message());
     for (index, seed, nested) in fields {
         match nested {

@@ -1,0 +1,172 @@
+//! The routes, ready to be looked up by a call.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prost_reflect::MessageDescriptor;
+
+use super::compile::distinct_topics;
+use super::field_path::FieldPath;
+use crate::terms::{Compression, DeadLetterOn, Dialect, Format, Mode};
+
+/// Every method that is declared, and the routes of those that are served.
+#[derive(Clone)]
+pub struct RouteTable {
+    pub(super) routes: Vec<Arc<Route>>,
+    pub(super) entries: HashMap<Arc<str>, Entry>,
+    pub(super) services: Vec<Arc<str>>,
+    pub(super) descriptor_set: Vec<u8>,
+}
+
+/// What a path leads to.
+#[derive(Debug, Clone)]
+pub(super) enum Entry {
+    Route(Arc<Route>),
+    Streaming { client: bool, server: bool },
+}
+
+/// What a look-up found.
+#[derive(Debug, Clone, Copy)]
+pub enum Lookup<'a> {
+    /// A method that is served.
+    Route(&'a Arc<Route>),
+    /// A method that is declared, and not served because it streams.
+    Streaming {
+        /// The caller sends a stream.
+        client: bool,
+        /// The answer is a stream.
+        server: bool,
+    },
+    /// A service that is served, without this method.
+    UnknownMethod,
+    /// No service that is served.
+    UnknownService,
+}
+
+impl RouteTable {
+    /// Finds a method by its path, `/pkg.Service/Method`.
+    pub fn lookup(&self, path: &str) -> Lookup<'_> {
+        match self.entries.get(path) {
+            Some(Entry::Route(route)) => Lookup::Route(route),
+            Some(Entry::Streaming { client, server }) => {
+                Lookup::Streaming { client: *client, server: *server }
+            }
+            None => {
+                let service = path.strip_prefix('/').and_then(|path| path.split('/').next());
+                match self.services.iter().any(|known| Some(&**known) == service) {
+                    true => Lookup::UnknownMethod,
+                    false => Lookup::UnknownService,
+                }
+            }
+        }
+    }
+
+    /// Every route, in the order of `Route::index`.
+    pub fn routes(&self) -> &[Arc<Route>] {
+        &self.routes
+    }
+
+    /// Full names of the services that are served.
+    pub fn services(&self) -> impl Iterator<Item = &str> {
+        self.services.iter().map(|name| &**name)
+    }
+
+    /// An encoded `FileDescriptorSet` of all files, imports included, without
+    /// source information: what reflection answers from.
+    pub fn descriptor_set(&self) -> Vec<u8> {
+        self.descriptor_set.clone()
+    }
+
+    /// The request topics, each once, in the order of the routes.
+    pub fn request_topics(&self) -> Vec<Arc<str>> {
+        distinct_topics(&self.routes)
+    }
+}
+
+impl fmt::Debug for RouteTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.routes.iter().map(|route| &route.path)).finish()
+    }
+}
+
+/// How one method's calls travel.
+#[derive(Debug, Clone)]
+pub struct Route {
+    /// Its place in `RouteTable::routes`.
+    pub index: usize,
+    /// `/pkg.Service/Method`.
+    pub path: Arc<str>,
+    /// Full name of the service.
+    pub service: Arc<str>,
+    /// Name of the method.
+    pub method: Arc<str>,
+    /// Topic that requests are produced to.
+    pub request_topic: Arc<str>,
+    /// Field that becomes the record's key.
+    pub key: Option<FieldPath>,
+    /// What chooses the partition.
+    pub partitioning: Partitioning,
+    /// Time that a call may take when the caller sets none.
+    pub timeout: Duration,
+    /// Longest time that a caller may ask for; at least `timeout`.
+    pub timeout_max: Duration,
+    /// Whether a reply is waited for.
+    pub mode: Mode,
+    /// Header names of the worker's framework.
+    pub dialect: Dialect,
+    /// How the message becomes the record's value.
+    pub format: Format,
+    /// Compression of the request batches, where it is not the cluster's.
+    pub compression: Option<Compression>,
+    /// Whether a request may be sent twice.
+    pub idempotency: Idempotency,
+    /// What sends a request to the dead-letter topic.
+    pub dead_letter_on: Vec<DeadLetterOn>,
+    /// Dead-letter topic.
+    pub dead_letter_topic: Arc<str>,
+    /// Whether the worker is told when a caller gives up.
+    pub cancel_record: bool,
+    /// Calls that may be in flight at once.
+    pub in_flight_max: Option<u32>,
+    /// Type of the request.
+    pub input: MessageDescriptor,
+    /// Type of the response.
+    pub output: MessageDescriptor,
+}
+
+/// What chooses a record's partition.
+#[derive(Debug, Clone)]
+pub enum Partitioning {
+    /// The key.
+    ByKey,
+    /// The same for all.
+    Fixed(i32),
+    /// An integer field of the request.
+    ByField(FieldPath),
+    /// None: records are spread.
+    Spread,
+}
+
+/// The standard option `idempotency_level`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Idempotency {
+    /// Nothing is known; a request is never sent twice.
+    Unknown,
+    /// Changes nothing.
+    NoSideEffects,
+    /// Twice is as good as once.
+    Idempotent,
+}
+
+impl Idempotency {
+    /// As the route table is printed.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::NoSideEffects => "no-side-effects",
+            Self::Idempotent => "idempotent",
+        }
+    }
+}
