@@ -1,5 +1,7 @@
 //! The embedded broker as rskafka sees it, and as raw sockets do.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "the helpers of these tests are tests too")]
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -554,7 +554,7 @@ impl Handle for CreateTopicsRequest {
             let mut answer = CreatableTopicResult::default().with_name(topic.name.clone());
             let created = match context.effects.error_for(&topic.name) {
                 Some(code) => Err((code, "a fault was injected".to_owned())),
-                None if named(&topic.name) > 1 => Err(TopicError::Request).map_err(explain),
+                None if named(&topic.name) > 1 => Err(explain(TopicError::Request)),
                 None => create(context, topic, self.validate_only).map_err(explain),
             };
             match created {

@@ -464,7 +464,8 @@ impl Group {
         let late = phase == Phase::Syncing && now >= self.phase_ends;
         let before = self.members.len();
         self.members.retain(|_, member| {
-            if waits(phase, member) { true } else { member.alive_until > now && !(late && !member.synced) }
+            let in_time = member.alive_until > now && (member.synced || !late);
+            waits(phase, member) || in_time
         });
         if self.members.len() < before {
             self.lost_members(now);
