@@ -1,1 +1,4 @@
+//! The gateway from the outside: gRPC clients, a Kafka cluster, workers.
 
+mod calls;
+mod harness;
