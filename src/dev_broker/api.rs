@@ -21,9 +21,9 @@ use super::{Api, Shared, code};
 
 /// The only broker there is.
 const NODE: BrokerId = BrokerId(1);
-/// The first Produce version advertised, though not served: librdkafka before
-/// 2.8 compresses only for brokers that claim it, so Apache Kafka 4 does this
-/// too (KAFKA-18659).
+/// The first Produce version advertised, though not served: some versions of
+/// librdkafka compress only for brokers that claim it, so Apache Kafka 4 does
+/// this too (KAFKA-18659).
 const PRODUCE_VERSION_CLAIMED: i16 = 0;
 
 /// What becomes of a request.
