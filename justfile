@@ -1,0 +1,39 @@
+# Recipes for work on Antiphon. The README's two commands need cargo alone;
+# these need `just`, and some of them Java, Python or Go.
+
+set shell := ["bash", "-euo", "pipefail", "-c"]
+
+# What there is.
+default:
+    @just --list
+
+# Broker, workers and gateway in one process.
+demo *ARGS:
+    cargo run --release -- demo {{ARGS}}
+
+# Format, lints, docs: what must be clean before a commit.
+lint:
+    cargo fmt --check
+    cargo clippy --all-targets --locked -- -D warnings
+    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked
+
+# The hermetic tests.
+test:
+    cargo test --locked
+
+# Licences, bans and sources.
+deny:
+    cargo deny --all-features check licenses bans sources
+
+# The integration tests again, on Apache Kafka.
+test-kafka:
+    scripts/with-kafka --brokers 1 -- cargo test --locked --test integration
+
+# grpcurl, Python workers and Python clients against Apache Kafka.
+e2e *ARGS:
+    cargo build --release --locked
+    python3 tests/e2e/run.py --antiphon target/release/antiphon {{ARGS}}
+
+# All that CI does.
+ci:
+    bash .ci/run
