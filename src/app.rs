@@ -55,6 +55,20 @@ pub struct Config {
     pub shards: usize,
 }
 
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            kafka: Default::default(),
+            grpc: Default::default(),
+            admin: Default::default(),
+            limits: Default::default(),
+            reply: Default::default(),
+            drain: DrainConfig::default(),
+            shards: std::thread::available_parallelism().map_or(1, usize::from).min(limits::SHARDS_MAX),
+        }
+    }
+}
+
 /// How the gateway stops. TOML section `[drain]`.
 #[derive(Debug, Clone)]
 pub struct DrainConfig {
@@ -163,8 +177,7 @@ impl Gateway {
         let grpc = bind("grpc.listen", config.grpc.listen).await?;
         let admin = bind("admin.listen", config.admin.listen).await?;
         let connector = Arc::new(Connector::new(&config.kafka)?);
-        let reflection =
-            if config.grpc.reflection { Some(Reflection::new(&routes)?) } else { None };
+        let reflection = if config.grpc.reflection { Some(Reflection::new(&routes)?) } else { None };
         let routes = Arc::new(routes);
         let instance = new_instance(&config, &routes)?;
 
@@ -198,12 +211,19 @@ impl Gateway {
         }
         drop(alive);
 
-        let addresses = (local_address(&grpc, &config.grpc.listen), local_address(&admin, &config.admin.listen));
+        let addresses =
+            (local_address(&grpc, &config.grpc.listen), local_address(&admin, &config.admin.listen));
         let tasks = vec![
-            supervisor.spawn("admin", Admin { instance: Arc::clone(&instance), acceptor: Arc::clone(&acceptor) }.serve(admin)),
+            supervisor.spawn(
+                "admin",
+                Admin { instance: Arc::clone(&instance), acceptor: Arc::clone(&acceptor) }.serve(admin),
+            ),
             supervisor.spawn("health", health.clone().follow(Arc::clone(&routes), Arc::clone(&instance))),
             supervisor.spawn("readiness", review(Arc::clone(&instance))),
-            supervisor.spawn("topics", keep_topics_fresh(Arc::clone(&instance), Arc::clone(&cluster), config.kafka.metadata_refresh)),
+            supervisor.spawn(
+                "topics",
+                keep_topics_fresh(Arc::clone(&instance), Arc::clone(&cluster), config.kafka.metadata_refresh),
+            ),
         ];
         let mut gateway = Self {
             grpc: addresses.0,
@@ -385,7 +405,8 @@ async fn open_reply_path(
     let deadline = began + config.reply.start_timeout;
     let mut backoff = Backoff::default();
     loop {
-        let opened = timeout(deadline.saturating_duration_since(Instant::now()), try_open(config, instance, cluster));
+        let opened =
+            timeout(deadline.saturating_duration_since(Instant::now()), try_open(config, instance, cluster));
         let source = match opened.await {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(error)) => error,
@@ -458,7 +479,8 @@ impl ShardPlan {
         };
         let exchange =
             Arc::new(Exchange::start(self.shard, self.instance, cluster, &self.supervisor, settings));
-        let service = ingress::Service::new(&self.config.grpc, self.routes, exchange, &self.health, self.reflection);
+        let service =
+            ingress::Service::new(&self.config.grpc, self.routes, exchange, &self.health, self.reflection);
         ingress::serve_shard(self.seat, service, self.config.grpc, self.supervisor, self.lifecycle).await;
     }
 }

@@ -93,14 +93,26 @@ impl Metrics {
         let registry = &mut self.registry;
         registry.register("calls", "Calls that ended, by method and status code", self.calls.clone());
         registry.register("calls_in_flight", "Calls that have not ended", self.calls_in_flight.clone());
-        registry.register("bytes_held", "Bytes of request messages of calls in flight", self.bytes_held.clone());
+        registry.register(
+            "bytes_held",
+            "Bytes of request messages of calls in flight",
+            self.bytes_held.clone(),
+        );
         registry.register("ready", "1 when calls are accepted", self.ready.clone());
         registry.register("connections", "gRPC connections open", self.connections.clone());
         registry.register("replies", "Records read from the reply topic, by kind", self.replies.clone());
         registry.register("produced_records", "Request records acknowledged", self.produced_records.clone());
         registry.register("produced_batches", "Produce requests acknowledged", self.produced_batches.clone());
-        registry.register("produce_errors", "Produce requests that failed, by what is known", self.produce_errors.clone());
-        registry.register("reader_errors", "Fetches from the reply topic that failed", self.reader_errors.clone());
+        registry.register(
+            "produce_errors",
+            "Produce requests that failed, by what is known",
+            self.produce_errors.clone(),
+        );
+        registry.register(
+            "reader_errors",
+            "Fetches from the reply topic that failed",
+            self.reader_errors.clone(),
+        );
     }
 
     /// One more record of this kind on the reply topic.

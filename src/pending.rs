@@ -144,7 +144,12 @@ impl Pending {
     /// A slab for `slots_max` calls (cut to 2^24), whose ids come from
     /// `minter`.
     pub fn new(instance: u16, minter: Minter, slots_max: u32) -> Arc<Self> {
-        let slots = Slots { minter, slots_max: slots_max.min(1 << SLOT_BITS), all: Vec::new(), free: VecDeque::new() };
+        let slots = Slots {
+            minter,
+            slots_max: slots_max.min(1 << SLOT_BITS),
+            all: Vec::new(),
+            free: VecDeque::new(),
+        };
         Arc::new(Self { instance, slots: Mutex::new(slots) })
     }
 
@@ -252,7 +257,8 @@ impl Pending {
 impl Slots {
     fn take(&mut self, wait_for: WaitFor) -> Result<CorrelationId, Full> {
         let may_grow = self.all.len() < self.slots_max as usize;
-        let reusable = if self.free.len() > ENDED_REMEMBERED || !may_grow { self.free.pop_front() } else { None };
+        let reusable =
+            if self.free.len() > ENDED_REMEMBERED || !may_grow { self.free.pop_front() } else { None };
         let index = match reusable {
             Some(index) => index,
             None if may_grow => u32::try_from(self.all.len()).unwrap_or(u32::MAX),
@@ -350,9 +356,7 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         let mut slots = self.pending.lock();
         let freed = match slots.live(self.id) {
-            Some(slot) => {
-                Some(std::mem::replace(&mut slot.state, State::Free { ended: self.ended }))
-            }
+            Some(slot) => Some(std::mem::replace(&mut slot.state, State::Free { ended: self.ended })),
             None => None,
         };
         if freed.is_some() {

@@ -34,7 +34,10 @@ impl Record {
         const PER_RECORD: usize = 24;
         const PER_HEADER: usize = 6;
         let headers: usize = self.headers.iter().map(|(n, v)| n.len() + v.len() + PER_HEADER).sum();
-        PER_RECORD + self.key.as_ref().map_or(0, Bytes::len) + self.value.as_ref().map_or(0, Bytes::len) + headers
+        PER_RECORD
+            + self.key.as_ref().map_or(0, Bytes::len)
+            + self.value.as_ref().map_or(0, Bytes::len)
+            + headers
     }
 }
 

@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use bytes::Bytes;
+use kafka_protocol::messages::join_group_request::JoinGroupRequestProtocol;
 use kafka_protocol::messages::join_group_response::JoinGroupResponseMember;
 use kafka_protocol::messages::leave_group_request::MemberIdentity;
 use kafka_protocol::messages::{JoinGroupRequest, JoinGroupResponse, SyncGroupRequest};
@@ -20,7 +21,10 @@ use kafka_protocol::protocol::StrBytes;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{GROUPS_MAX, MEMBERS_PER_GROUP_MAX, OFFSET_METADATA_BYTES_MAX, PROTOCOLS_PER_MEMBER_MAX, code};
+use super::{
+    GROUPS_MAX, MEMBER_BYTES_MAX, MEMBERS_PER_GROUP_MAX, OFFSET_METADATA_BYTES_MAX, PROTOCOLS_PER_MEMBER_MAX,
+    code,
+};
 
 /// How long an empty group waits for more members before its first generation;
 /// Kafka takes three seconds, which a demo has no use for.
@@ -137,8 +141,12 @@ impl Groups {
             return refuse(code::INVALID_SESSION_TIMEOUT);
         }
         let protocols = request.protocols.len();
+        let bytes: usize = request.protocols.iter().map(|p| p.name.len() + p.metadata.len()).sum();
         if request.protocol_type.is_empty() || !(1..=PROTOCOLS_PER_MEMBER_MAX).contains(&protocols) {
             return refuse(code::INCONSISTENT_GROUP_PROTOCOL);
+        }
+        if bytes > MEMBER_BYTES_MAX {
+            return refuse(code::INVALID_REQUEST);
         }
         if !self.by_id.contains_key(request.group_id.as_str()) && self.by_id.len() >= GROUPS_MAX {
             return refuse(code::COORDINATOR_NOT_AVAILABLE);
@@ -197,7 +205,8 @@ impl Groups {
         if group.phase == Phase::Syncing && group.leader == claim.member {
             for given in &request.assignments {
                 if let Some(member) = group.members.get_mut(given.member_id.as_str()) {
-                    member.assignment = given.assignment.clone();
+                    // A copy, not to keep the whole request.
+                    member.assignment = Bytes::copy_from_slice(&given.assignment);
                 }
             }
             group.phase = Phase::Stable;
@@ -404,8 +413,9 @@ impl Group {
     /// Takes a member into the round of joining, which begins if need be. Tells
     /// the round whose end brings the answer.
     fn enter(&mut self, now: Instant, id: &str, request: &JoinGroupRequest) -> u64 {
-        let protocols: Vec<_> =
-            request.protocols.iter().map(|p| (p.name.clone(), p.metadata.clone())).collect();
+        // Copies, not to keep the whole request.
+        let copy = |p: &JoinGroupRequestProtocol| (text(&p.name), Bytes::copy_from_slice(&p.metadata));
+        let protocols: Vec<_> = request.protocols.iter().map(copy).collect();
         let session = millis(request.session_timeout_ms, SESSION_TIMEOUT_MS_MAX);
         // Version 0 has no time-out for the rebalance.
         let rebalance = match request.rebalance_timeout_ms {
@@ -434,7 +444,7 @@ impl Group {
             assignment: Bytes::new(),
         };
         self.members.insert(id.to_owned(), member);
-        self.protocol_type = request.protocol_type.clone();
+        self.protocol_type = text(&request.protocol_type);
         if self.phase != Phase::Joining {
             self.begin_round(now);
         }

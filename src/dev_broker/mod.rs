@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 
 pub use faults::{Fault, Faults, Hits, Rule};
 pub use topics::TopicError;
@@ -54,6 +54,8 @@ const GROUPS_MAX: usize = 10_000;
 const MEMBERS_PER_GROUP_MAX: usize = 1_000;
 /// Ways to assign partitions that one member may offer.
 const PROTOCOLS_PER_MEMBER_MAX: usize = 32;
+/// Bytes of what one member says of itself when it joins.
+const MEMBER_BYTES_MAX: usize = 1024 * 1024;
 /// Bytes of what is committed beside an offset, as Kafka has it.
 const OFFSET_METADATA_BYTES_MAX: usize = 4_096;
 /// Idempotent producers that one partition remembers.
@@ -140,8 +142,9 @@ impl Shared {
 pub struct DevBroker {
     addr: SocketAddr,
     shared: Arc<Shared>,
-    /// Accepts connections and owns their tasks. `None` once stopped.
-    acceptor: Option<JoinHandle<()>>,
+    /// The one task that accepts connections and owns their tasks. Dropping
+    /// the set aborts it, and with it them.
+    tasks: JoinSet<()>,
 }
 
 impl DevBroker {
@@ -161,17 +164,14 @@ impl DevBroker {
             faults: Faults::new(),
             producers_made: AtomicI64::new(1),
         });
-        let acceptor = tokio::spawn(accept(listener, Arc::clone(&shared)));
-        Ok(Self { addr, shared, acceptor: Some(acceptor) })
+        let mut tasks = JoinSet::new();
+        tasks.spawn(accept(listener, Arc::clone(&shared)));
+        Ok(Self { addr, shared, tasks })
     }
 
     /// Stops and returns when the port and every connection are closed.
     pub async fn stop(mut self) {
-        if let Some(acceptor) = self.acceptor.take() {
-            acceptor.abort();
-            // It was aborted: how it ended says nothing.
-            let _ = acceptor.await;
-        }
+        self.tasks.shutdown().await;
     }
 
     /// The address listened on, with the port taken.
@@ -220,14 +220,6 @@ impl DevBroker {
     /// The faults, for tests.
     pub fn faults(&self) -> &Faults {
         &self.shared.faults
-    }
-}
-
-impl Drop for DevBroker {
-    fn drop(&mut self) {
-        if let Some(acceptor) = &self.acceptor {
-            acceptor.abort();
-        }
     }
 }
 

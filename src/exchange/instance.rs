@@ -138,7 +138,9 @@ impl Instance {
     fn is_healthy(&self, shard: &ShardState) -> bool {
         let beat = shard.heartbeat_ms.load(Ordering::Acquire);
         let age = self.now_ms().saturating_sub(beat);
-        shard.positioned.load(Ordering::Acquire) && beat > 0 && u128::from(age) <= self.heartbeat_age_max.as_millis()
+        shard.positioned.load(Ordering::Acquire)
+            && beat > 0
+            && u128::from(age) <= self.heartbeat_age_max.as_millis()
     }
 
     fn set_phase(&self, phase: Phase) {

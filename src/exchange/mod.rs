@@ -265,7 +265,11 @@ impl Exchange {
         match completion {
             Ok(Completion::Reply(record)) => {
                 let offset = record.offset;
-                match Reply::decode(*record, route.output.full_name() == EMPTY, self.settings.message_bytes_max) {
+                match Reply::decode(
+                    *record,
+                    route.output.full_name() == EMPTY,
+                    self.settings.message_bytes_max,
+                ) {
                     Ok(reply) => Ok(Answer { reply, trace }),
                     Err(source) => {
                         let topic = Arc::clone(self.instance.reply_topic());
@@ -288,7 +292,9 @@ impl Exchange {
                 ticket.time_out();
                 failed(match progress {
                     Progress::NotSent(cause) => Why::NotSent(cause),
-                    Progress::Queued => Why::NotSent("the requests before it were not acknowledged in time".into()),
+                    Progress::Queued => {
+                        Why::NotSent("the requests before it were not acknowledged in time".into())
+                    }
                     _ => Why::TimedOut,
                 })
             }

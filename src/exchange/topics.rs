@@ -75,7 +75,8 @@ impl TopicDirectory {
     /// Looks once.
     pub async fn refresh(&self, cluster: &dyn Cluster) -> Result<(), ClusterError> {
         let topics = cluster.topics().await?;
-        let partitions: HashMap<_, _> = topics.into_iter().map(|topic| (topic.name, topic.partitions)).collect();
+        let partitions: HashMap<_, _> =
+            topics.into_iter().map(|topic| (topic.name, topic.partitions)).collect();
         self.view.send_modify(|view| {
             view.generation += 1;
             view.partitions = Arc::new(partitions);

@@ -8,8 +8,8 @@ use http::{HeaderMap, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 use tonic::Status;
 use tonic::codec::{
-    CompressionEncoding, DecodeBuf, Decoder, EncodeBody, EncodeBuf, Encoder, SingleMessageCompressionOverride,
-    Streaming,
+    CompressionEncoding, DecodeBuf, Decoder, EncodeBody, EncodeBuf, Encoder,
+    SingleMessageCompressionOverride, Streaming,
 };
 
 /// Below this, compression costs more than it saves.
@@ -66,8 +66,13 @@ pub(super) fn unary_body(
     match compression {
         Some(encoding) if message.len() >= COMPRESS_BYTES_MIN => {
             let source = tokio_stream::once(Ok(message));
-            let compressed =
-                EncodeBody::new_server(Raw, source, Some(encoding), SingleMessageCompressionOverride::default(), None);
+            let compressed = EncodeBody::new_server(
+                Raw,
+                source,
+                Some(encoding),
+                SingleMessageCompressionOverride::default(),
+                None,
+            );
             tonic::body::Body::new(WithTrailers { body: Box::pin(compressed), more: trailers })
         }
         _ => tonic::body::Body::new(Plain { message: Some(frame(&message)), trailers: Some(trailers) }),

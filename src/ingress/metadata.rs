@@ -56,7 +56,8 @@ impl Allowed {
             if !self.give_back.iter().any(|allowed| name.eq_ignore_ascii_case(allowed)) {
                 continue;
             }
-            let pair = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_maybe_shared(value.clone()));
+            let pair =
+                (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_maybe_shared(value.clone()));
             if let (Ok(name), Ok(value)) = pair {
                 metadata.append(name, value);
             }
@@ -65,7 +66,12 @@ impl Allowed {
     }
 }
 
-fn push(into: &mut Vec<(RecordHeaderName, Bytes)>, headers: &HeaderMap, name: &str, as_name: RecordHeaderName) {
+fn push(
+    into: &mut Vec<(RecordHeaderName, Bytes)>,
+    headers: &HeaderMap,
+    name: &str,
+    as_name: RecordHeaderName,
+) {
     let mut values = headers.get_all(name).iter();
     let Some(first) = values.next() else { return };
     let mut joined = first.as_bytes().to_vec();

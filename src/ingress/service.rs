@@ -113,7 +113,9 @@ impl Inner {
         let mounted = match (path.split('/').nth(1), &self.reflection) {
             (Some("grpc.health.v1.Health"), _) => BoxCloneSyncService::new(self.health.clone()),
             (Some("grpc.reflection.v1.ServerReflection"), Some(reflection)) => reflection.v1.clone(),
-            (Some("grpc.reflection.v1alpha.ServerReflection"), Some(reflection)) => reflection.v1alpha.clone(),
+            (Some("grpc.reflection.v1alpha.ServerReflection"), Some(reflection)) => {
+                reflection.v1alpha.clone()
+            }
             _ => return unknown(&self.routes, path),
         };
         match mounted.oneshot(request.map(Body::new)).await {

@@ -167,7 +167,8 @@ mod tests {
         let at = Coordinates { partition: 3, offset: Some(41) };
         let status = of_failure(&Failure { why: Why::TimedOut, trace: trace(Outcome::Sent, Some(at)) });
         assert_eq!(status.code(), Code::DeadlineExceeded);
-        let trailer = |name: &str| status.metadata().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
+        let trailer =
+            |name: &str| status.metadata().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
         assert_eq!(trailer("antiphon-outcome").as_deref(), Some("sent"));
         assert_eq!(trailer("antiphon-record").as_deref(), Some("pay/3/41"));
     }

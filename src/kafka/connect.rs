@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rskafka::BackoffConfig;
-use rskafka::client::{Client, ClientBuilder, Credentials, OauthBearerCredentials, SaslConfig as RskafkaSasl};
+use rskafka::client::{
+    Client, ClientBuilder, Credentials, OauthBearerCredentials, SaslConfig as RskafkaSasl,
+};
 use rustls::RootCertStore;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -94,8 +96,7 @@ fn no_retries() -> BackoffConfig {
 }
 
 fn sasl(config: &SaslConfig) -> RskafkaSasl {
-    let credentials =
-        || Credentials::new(config.username.clone(), config.password.reveal().to_owned());
+    let credentials = || Credentials::new(config.username.clone(), config.password.reveal().to_owned());
     match config.mechanism {
         SaslMechanism::Plain => RskafkaSasl::Plain(credentials()),
         SaslMechanism::ScramSha256 => RskafkaSasl::ScramSha256(credentials()),
@@ -153,7 +154,8 @@ fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, ConnectError> {
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ConnectError> {
     let source = |source| ConnectError::Pem { path: path.to_owned(), source };
-    let found: Vec<_> = CertificateDer::pem_file_iter(path).map_err(source)?.collect::<Result<_, _>>().map_err(source)?;
+    let found: Vec<_> =
+        CertificateDer::pem_file_iter(path).map_err(source)?.collect::<Result<_, _>>().map_err(source)?;
     if found.is_empty() { Err(ConnectError::NoCertificate(path.to_owned())) } else { Ok(found) }
 }
 

@@ -80,7 +80,9 @@ pub(super) fn fetch_error(error: &ClientError) -> FetchError {
             _ => FetchError::Unreachable(line(error)),
         },
         ClientError::Request(request) if is_undecodable(request) => FetchError::Undecodable(line(error)),
-        ClientError::InvalidResponse(text) if text.contains("imestamp") => FetchError::Undecodable(line(error)),
+        ClientError::InvalidResponse(text) if text.contains("imestamp") => {
+            FetchError::Undecodable(line(error))
+        }
         _ => FetchError::Unreachable(line(error)),
     }
 }

@@ -82,7 +82,11 @@ impl KafkaCluster {
     }
 
     /// Runs one request against the cluster, within its time limit.
-    async fn ask<T, F>(&self, limit: Duration, request: impl FnOnce(Arc<Client>) -> F) -> Result<T, ClusterError>
+    async fn ask<T, F>(
+        &self,
+        limit: Duration,
+        request: impl FnOnce(Arc<Client>) -> F,
+    ) -> Result<T, ClusterError>
     where
         F: Future<Output = Result<T, ClusterError>>,
     {

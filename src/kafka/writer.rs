@@ -110,7 +110,8 @@ fn judge_answer(code: ProtocolError, line: String) -> ProduceError {
 
 fn now() -> DateTime<Utc> {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    DateTime::from_timestamp_millis(i64::try_from(since_1970.as_millis()).unwrap_or(i64::MAX)).unwrap_or_default()
+    DateTime::from_timestamp_millis(i64::try_from(since_1970.as_millis()).unwrap_or(i64::MAX))
+        .unwrap_or_default()
 }
 
 fn to_rskafka(record: &Record, timestamp: DateTime<Utc>) -> RskafkaRecord {

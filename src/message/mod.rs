@@ -30,7 +30,7 @@ use crate::terms::Dialect;
 use crate::transport::{HeaderName, Record};
 
 pub use partition::partition_of_key;
-pub use reply::{DecodeError, Reply, WorkerStatus};
+pub use reply::{DecodeError, Reply, WorkerStatus, reply_headers};
 
 /// Header of a request: path of the method.
 pub const GRPC_METHOD: &str = "grpc-method";

@@ -4,6 +4,7 @@ use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use bytes::Bytes;
+use percent_encoding::AsciiSet;
 
 use super::{CONTENT_TYPE, TRACEPARENT, TRACESTATE};
 use crate::limits;
@@ -88,6 +89,24 @@ impl Reply {
     }
 }
 
+/// The headers by which a worker answers with an error.
+pub fn reply_headers(status: &WorkerStatus) -> Vec<(HeaderName, Bytes)> {
+    let message = percent_encoding::utf8_percent_encode(&status.message, GRPC_MESSAGE_ESCAPES).to_string();
+    let mut headers = vec![
+        (HeaderName::Borrowed(GRPC_STATUS), Bytes::from(status.code.to_string())),
+        (HeaderName::Borrowed(GRPC_MESSAGE), Bytes::from(message)),
+    ];
+    if !status.details.is_empty() {
+        headers
+            .push((HeaderName::Borrowed(GRPC_STATUS_DETAILS), Bytes::from(BASE64.encode(&status.details))));
+    }
+    headers
+}
+
+/// What the gRPC wire format has escaped in `grpc-message`: everything outside
+/// of printable ASCII, and the percent sign.
+const GRPC_MESSAGE_ESCAPES: &AsciiSet = &percent_encoding::CONTROLS.add(b'%');
+
 fn is_reserved(name: &str) -> bool {
     [GRPC_STATUS, GRPC_MESSAGE, GRPC_STATUS_DETAILS, CONTENT_TYPE, TRACEPARENT, TRACESTATE].contains(&name)
         || name.starts_with("kafka_")
@@ -164,7 +183,11 @@ mod tests {
     fn what_can_not_be_understood_says_why() {
         for bad in ["", "17", "abc", "-1", "001", " 5"] {
             let headers: &'static [(&'static str, &'static str)] = vec![("grpc-status", bad)].leak();
-            assert_eq!(decode(record(Some(b""), headers)), Err(DecodeError::Status(bad.to_owned())), "{bad:?}");
+            assert_eq!(
+                decode(record(Some(b""), headers)),
+                Err(DecodeError::Status(bad.to_owned())),
+                "{bad:?}"
+            );
         }
         assert_eq!(decode(record(None, &[])), Err(DecodeError::Tombstone));
         assert_eq!(
@@ -189,6 +212,18 @@ mod tests {
         let headers = [("grpc-status", "0"), ("kafka_correlationId", "x"), ("x-shop", "7")];
         let reply = Reply::decode(record(Some(b""), &headers), false, 16).unwrap();
         assert_eq!(reply.headers, [(HeaderName::Borrowed("x-shop"), Bytes::from_static(b"7"))]);
+    }
+
+    #[test]
+    fn an_error_survives_the_way_there_and_back() {
+        let status = WorkerStatus {
+            code: 5,
+            message: "100 % of nothing: 없음\n".to_owned(),
+            details: Bytes::from_static(b"\x01\xff"),
+        };
+        let headers = reply_headers(&status);
+        let record = Received { offset: 0, timestamp_ms: 0, key: None, value: None, headers };
+        assert_eq!(decode(record), Ok(Err(status)));
     }
 
     proptest! {

@@ -1,18 +1,24 @@
 //! Every API at every advertised version: a full request is written as a
 //! client writes it, read, handled, answered, and the answer read back.
 
+use super::records::{EARLIEST, LATEST};
 use super::*;
 
 use std::sync::Mutex;
 use std::sync::atomic::AtomicI64;
+use std::time::Duration;
 
-use bytes::Buf as _;
+use bytes::{Buf as _, BufMut as _};
+use kafka_protocol::messages::create_topics_request::CreatableTopic;
+use kafka_protocol::messages::fetch_request::FetchPartition;
+use kafka_protocol::messages::leave_group_request::MemberIdentity;
 use kafka_protocol::protocol::{Encodable, HeaderVersion, Request};
 
 use crate::dev_broker::faults::Faults;
-use crate::dev_broker::groups::Groups;
+use crate::dev_broker::groups::{Claim, Committed, Groups};
 use crate::dev_broker::topics::Topics;
-use crate::dev_broker::{Config, Fault, Rule};
+use crate::dev_broker::{Config, Fault, Rule, lock};
+use tokio::time::Instant;
 
 fn broker() -> Shared {
     let config = Config::default();

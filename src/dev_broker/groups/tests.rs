@@ -3,7 +3,6 @@
 use super::*;
 
 use kafka_protocol::messages::GroupId;
-use kafka_protocol::messages::join_group_request::JoinGroupRequestProtocol;
 use kafka_protocol::messages::sync_group_request::SyncGroupRequestAssignment;
 
 const SESSION: Duration = Duration::from_secs(10);

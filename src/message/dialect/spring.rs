@@ -30,7 +30,8 @@ pub(super) fn write_request(
     let Some(address) = reply_to else { return };
     headers.push((HeaderName::Borrowed(REPLY_TOPIC), address.topic.clone()));
     if let Some(partition) = address.partition {
-        headers.push((HeaderName::Borrowed(REPLY_PARTITION), Bytes::copy_from_slice(&partition.to_be_bytes())));
+        headers
+            .push((HeaderName::Borrowed(REPLY_PARTITION), Bytes::copy_from_slice(&partition.to_be_bytes())));
     }
 }
 

@@ -1,0 +1,33 @@
+//! Exit codes, after sysexits(3).
+
+use std::process::ExitCode;
+
+/// A failure that is one of ours, by number.
+#[derive(Debug, Clone, Copy)]
+pub struct Exit(u8);
+
+/// The command line is wrong (EX_USAGE).
+pub const USAGE: Exit = Exit(64);
+/// Something needed is not there: Kafka, a port (EX_UNAVAILABLE).
+pub const UNAVAILABLE: Exit = Exit(69);
+/// A defect, or calls that had to be cut (EX_SOFTWARE).
+pub const SOFTWARE: Exit = Exit(70);
+/// The operating system refused something (EX_OSERR).
+pub const OS: Exit = Exit(71);
+/// The configuration is wrong (EX_CONFIG).
+pub const CONFIG: Exit = Exit(78);
+/// Told to stop twice.
+pub const SECOND_SIGNAL: Exit = Exit(130);
+
+impl Exit {
+    /// For `std::process::exit`.
+    pub fn number(self) -> i32 {
+        i32::from(self.0)
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit.0)
+    }
+}

@@ -1,0 +1,135 @@
+//! `antiphon serve`: a gateway until SIGTERM or SIGINT.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use antiphon::app::{self, Gateway, StartError};
+use antiphon::config::{self, Flags};
+use antiphon::route::{self, RouteTable};
+use antiphon::telemetry;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::exit;
+
+/// Loads, starts, serves, drains.
+pub fn run(flags: &Flags) -> ExitCode {
+    let (config, routes) = match load(flags) {
+        Ok(loaded) => loaded,
+        Err(mistakes) => {
+            eprintln!("{mistakes}");
+            return exit::CONFIG.into();
+        }
+    };
+    if let Err(error) = telemetry::init(&config.log) {
+        eprintln!("antiphon: {error}");
+        return exit::CONFIG.into();
+    }
+    block_on(serve(config.gateway, routes))
+}
+
+fn load(flags: &Flags) -> Result<(config::Config, RouteTable), route::Mistakes> {
+    let config = config::load(flags)?;
+    let routes = route::compile(&config.routes)?;
+    Ok((config, routes))
+}
+
+/// Runs the control thread.
+pub fn block_on(work: impl Future<Output = ExitCode>) -> ExitCode {
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(work),
+        Err(error) => {
+            eprintln!("antiphon: cannot start: {error}");
+            exit::OS.into()
+        }
+    }
+}
+
+async fn serve(config: app::Config, routes: RouteTable) -> ExitCode {
+    let mut stop = match Stop::listen() {
+        Ok(stop) => stop,
+        Err(error) => {
+            eprintln!("antiphon: cannot listen for signals: {error}");
+            return exit::OS.into();
+        }
+    };
+    let started = tokio::select! {
+        started = Gateway::start(config, routes) => started,
+        () = stop.requested() => return ExitCode::SUCCESS,
+    };
+    let gateway = match started {
+        Ok(gateway) => gateway,
+        Err(error) => return could_not_start(&error),
+    };
+    announce(&gateway);
+    until_stopped(gateway, stop).await
+}
+
+/// Serves until a signal; a second one exits at once.
+pub async fn until_stopped(gateway: Gateway, mut stop: Stop) -> ExitCode {
+    let (requested, request) = tokio::sync::oneshot::channel();
+    let signals = async move {
+        stop.requested().await;
+        tracing::info!("draining; a second signal exits at once");
+        let _ = requested.send(());
+        stop.requested().await;
+    };
+    tokio::select! {
+        stopped = gateway.run_until(async { let _ = request.await; }) => match stopped {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                tracing::error!(%error, "stopped");
+                exit::SOFTWARE.into()
+            }
+        },
+        () = signals => {
+            tracing::warn!("second signal: exiting at once");
+            std::process::exit(exit::SECOND_SIGNAL.number())
+        }
+    }
+}
+
+/// Says why, for people, and picks the exit code.
+pub fn could_not_start(error: &StartError) -> ExitCode {
+    eprintln!("antiphon: {error}");
+    let exit = match error {
+        StartError::Bind { .. } | StartError::Kafka { .. } | StartError::NotReady { .. } => exit::UNAVAILABLE,
+        StartError::Settings(_) | StartError::Reflection(_) => exit::CONFIG,
+        StartError::Thread(_) | StartError::Random(_) => exit::OS,
+    };
+    exit.into()
+}
+
+/// One line that programs can read: what was started, where.
+pub fn announce(gateway: &Gateway) {
+    println!(
+        "antiphon ready grpc={} admin={} routes={} reply_topic={} ready_ms={}",
+        gateway.grpc_address(),
+        gateway.admin_address(),
+        gateway.routes().routes().len(),
+        gateway.instance().reply_topic(),
+        gateway.started_in().as_millis(),
+    );
+    // A pipe is not flushed line by line.
+    let _ = std::io::stdout().flush();
+}
+
+/// SIGTERM and SIGINT.
+pub struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    /// From now on the signals do not kill the process.
+    pub fn listen() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// The next signal.
+    pub async fn requested(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
