@@ -10,8 +10,12 @@ pub const IN_FLIGHT_MAX: u32 = 20_000;
 pub const IN_FLIGHT_CEILING: u32 = 1 << 24;
 /// Bytes of request messages held in lanes and calls, process-wide.
 pub const BYTES_HELD_MAX: u64 = 512 * 1024 * 1024;
+/// The most that `limits.bytes_held_max` may be set to: a tebibyte.
+pub const BYTES_HELD_CEILING: u64 = 1 << 40;
 /// Records waiting in one lane, per shard.
 pub const LANE_QUEUE_RECORDS_MAX: usize = 10_000;
+/// The most that `limits.lane_queue_max` may be set to.
+pub const LANE_QUEUE_RECORDS_CEILING: usize = 1_000_000;
 /// Records in one produce request.
 pub const BATCH_RECORDS_MAX: usize = 1_000;
 /// Bytes of keys, values and headers in one produce request, before
@@ -19,6 +23,8 @@ pub const BATCH_RECORDS_MAX: usize = 1_000;
 pub const BATCH_BYTES_MAX: usize = 900 * 1024;
 /// Bytes of one gRPC message, each way (gRPC's customary default).
 pub const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// The most that `grpc.message_bytes_max` may be set to.
+pub const MESSAGE_BYTES_CEILING: usize = 256 * 1024 * 1024;
 /// Routes in one table.
 pub const ROUTES_MAX: usize = 100_000;
 /// Steps of the path of a key or partition field.
@@ -28,6 +34,8 @@ pub const FIELD_PATH_STEPS_MAX: usize = 32;
 pub const GROUP_DEPTH_MAX: usize = 100;
 /// Characters of a topic name, by Kafka's rule.
 pub const TOPIC_NAME_CHARS_MAX: usize = 249;
+/// Characters of an instance's name, which ends the reply topic's.
+pub const INSTANCE_CHARS_MAX: usize = 100;
 /// Partitions that a topic may have as far as lanes are concerned.
 pub const PARTITIONS_MAX: i32 = 100_000;
 /// Shards: the correlation id has 8 bits for them.
@@ -74,8 +82,12 @@ pub const DRAIN_NOTICE_MS: u64 = 0;
 
 /// gRPC connections in the whole process.
 pub const CONNECTIONS_MAX: u32 = 10_000;
+/// The most that `grpc.connections_max` may be set to.
+pub const CONNECTIONS_CEILING: u32 = 1_000_000;
 /// Streams that one HTTP/2 connection may have open.
 pub const STREAMS_PER_CONNECTION_MAX: u32 = 1_000;
+/// The most that `grpc.streams_per_connection_max` may be set to.
+pub const STREAMS_PER_CONNECTION_CEILING: u32 = 1_000_000;
 /// Bytes of request headers (SETTINGS_MAX_HEADER_LIST_SIZE).
 pub const HEADER_LIST_BYTES_MAX: u32 = 16 * 1024;
 /// HTTP/2 keep-alive: a ping after this much quiet.

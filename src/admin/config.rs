@@ -5,8 +5,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 /// The admin listener. TOML section `[admin]`.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// `listen`: address and port of metrics, live and ready; port 0 takes a
-    /// free one. Default: `127.0.0.1:9464`.
+    /// `listen` (`ANTIPHON_ADMIN_LISTEN`): address and port of metrics,
+    /// live and ready; port 0 takes a free one. Default: `127.0.0.1:9464`.
     pub listen: SocketAddr,
 }
 

@@ -8,13 +8,15 @@ use crate::terms::ReplyRouting;
 /// Bounds on what is held. TOML section `[limits]`.
 #[derive(Debug, Clone)]
 pub struct LimitsConfig {
-    /// `in_flight_max`: calls in flight, process-wide. Default: 20,000.
+    /// `in_flight_max` (`ANTIPHON_LIMITS_IN_FLIGHT_MAX`): calls in flight,
+    /// process-wide. Default: 20,000.
     pub in_flight_max: u32,
-    /// `bytes_held_max`: bytes of request messages held by calls in flight,
-    /// process-wide. Default: 512 MiB.
+    /// `bytes_held_max` (`ANTIPHON_LIMITS_BYTES_HELD_MAX`): bytes of
+    /// request messages held by calls in flight, process-wide. Default: 512
+    /// MiB.
     pub bytes_held_max: u64,
-    /// `lane_queue_max`: records waiting for one partition, per shard.
-    /// Default: 10,000.
+    /// `lane_queue_max` (`ANTIPHON_LIMITS_LANE_QUEUE_MAX`): records waiting
+    /// for one partition, per shard. Default: 10,000.
     pub lane_queue_max: usize,
 }
 
@@ -31,24 +33,26 @@ impl Default for LimitsConfig {
 /// How replies come back. TOML section `[reply]`.
 #[derive(Debug, Clone)]
 pub struct ReplyConfig {
-    /// `routing`. Default: `instance-topic`.
+    /// `routing` (`ANTIPHON_REPLY_ROUTING`). Default: `instance-topic`.
     pub routing: ReplyRouting,
-    /// `topic_prefix`: the reply topic is `<prefix>.<instance>`.
-    /// Default: `antiphon.reply`.
+    /// `topic_prefix` (`ANTIPHON_REPLY_TOPIC_PREFIX`): the reply topic is
+    /// `<prefix>.<instance>`. Default: `antiphon.reply`.
     pub topic_prefix: String,
-    /// `instance`: names this process; 1 to 100 of [a-zA-Z0-9_-].
-    /// Default: the host name and a random part.
+    /// `instance` (`ANTIPHON_REPLY_INSTANCE`): names this process; 1 to 100
+    /// of [a-zA-Z0-9_-]. Default: the host name and a random part.
     pub instance: Option<String>,
-    /// `replication_factor` of the reply topic. Default: the cluster's own
-    /// (-1), which every Kafka since 2.4 accepts.
+    /// `replication_factor` (`ANTIPHON_REPLY_REPLICATION_FACTOR`) of the
+    /// reply topic. Default: the cluster's own (-1), which every Kafka
+    /// since 2.4 accepts.
     pub replication_factor: i16,
-    /// `fetch_wait`: how long the broker may hold a fetch that finds nothing.
-    /// Default: 500ms.
+    /// `fetch_wait` (`ANTIPHON_REPLY_FETCH_WAIT`): how long the broker may
+    /// hold a fetch that finds nothing. Default: 500ms.
     pub fetch_wait: Duration,
-    /// `heartbeat_interval`. Default: 3s.
+    /// `heartbeat_interval` (`ANTIPHON_REPLY_HEARTBEAT_INTERVAL`). Default:
+    /// 3s.
     pub heartbeat_interval: Duration,
-    /// `start_timeout`: how long the start may take before it is given up.
-    /// Default: 30s.
+    /// `start_timeout` (`ANTIPHON_REPLY_START_TIMEOUT`): how long the start
+    /// may take before it is given up. Default: 30s.
     pub start_timeout: Duration,
 }
 

@@ -8,31 +8,36 @@ use crate::limits;
 /// The gRPC listener. TOML section `[grpc]`.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// `listen`: address and port; port 0 takes a free one.
-    /// Default: `0.0.0.0:50051`.
+    /// `listen` (`ANTIPHON_GRPC_LISTEN`): address and port; port 0 takes a
+    /// free one. Default: `0.0.0.0:50051`.
     pub listen: SocketAddr,
-    /// `message_bytes_max`: one message, each way, after decompression.
-    /// Default: 4 MiB.
+    /// `message_bytes_max` (`ANTIPHON_GRPC_MESSAGE_BYTES_MAX`): one
+    /// message, each way, after decompression. Default: 4 MiB.
     pub message_bytes_max: usize,
-    /// `reflection`: answer `grpc.reflection.v1` and `v1alpha`. Default: true.
+    /// `reflection` (`ANTIPHON_GRPC_REFLECTION`): answer
+    /// `grpc.reflection.v1` and `v1alpha`. Default: true.
     pub reflection: bool,
-    /// `metadata_forward`: request metadata that goes into record headers.
-    /// Default: none. `authorization` goes only when it is named here.
+    /// `metadata_forward` (`ANTIPHON_GRPC_METADATA_FORWARD`, comma
+    /// separated): request metadata that goes into record headers. Default:
+    /// none. `authorization` goes only when it is named here.
     pub metadata_forward: Vec<String>,
-    /// `metadata_return`: reply headers that become response metadata.
-    /// Default: none.
+    /// `metadata_return` (`ANTIPHON_GRPC_METADATA_RETURN`, comma
+    /// separated): reply headers that become response metadata. Default:
+    /// none.
     pub metadata_return: Vec<String>,
-    /// `connections_max`, process-wide; more are closed at once.
-    /// Default: 10,000.
+    /// `connections_max` (`ANTIPHON_GRPC_CONNECTIONS_MAX`), process-wide;
+    /// more are closed at once. Default: 10,000.
     pub connections_max: u32,
-    /// `streams_per_connection_max` (SETTINGS_MAX_CONCURRENT_STREAMS).
-    /// Default: 1,000.
+    /// `streams_per_connection_max`
+    /// (`ANTIPHON_GRPC_STREAMS_PER_CONNECTION_MAX`)
+    /// (SETTINGS_MAX_CONCURRENT_STREAMS). Default: 1,000.
     pub streams_per_connection_max: u32,
-    /// `keep_alive_interval`: an HTTP/2 ping after this much quiet.
-    /// Default: 30s.
+    /// `keep_alive_interval` (`ANTIPHON_GRPC_KEEP_ALIVE_INTERVAL`): an
+    /// HTTP/2 ping after this much quiet. Default: 30s.
     pub keep_alive_interval: Duration,
-    /// `keep_alive_timeout`: a connection whose ping is not answered within
-    /// this is closed. Default: 20s.
+    /// `keep_alive_timeout` (`ANTIPHON_GRPC_KEEP_ALIVE_TIMEOUT`): a
+    /// connection whose ping is not answered within this is closed.
+    /// Default: 20s.
     pub keep_alive_timeout: Duration,
 }
 

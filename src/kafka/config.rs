@@ -9,22 +9,25 @@ use crate::terms::Compression;
 /// The cluster and how to talk to it. TOML section `[kafka]`.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// `bootstrap_servers`: brokers to ask for the rest, `host:port` each.
-    /// Default: `127.0.0.1:9092`.
+    /// `bootstrap_servers` (`ANTIPHON_KAFKA_BOOTSTRAP_SERVERS`, comma
+    /// separated): brokers to ask for the rest, `host:port` each. Default:
+    /// `127.0.0.1:9092`.
     pub bootstrap_servers: Vec<String>,
-    /// `client_id`: the name that brokers log and set quotas by.
-    /// Default: `antiphon`.
+    /// `client_id` (`ANTIPHON_KAFKA_CLIENT_ID`): the name that brokers log
+    /// and set quotas by. Default: `antiphon`.
     pub client_id: String,
-    /// `compression` of request batches. Default: none.
+    /// `compression` (`ANTIPHON_KAFKA_COMPRESSION`) of request batches.
+    /// Default: none.
     pub compression: Compression,
-    /// `connect_timeout`: one attempt to connect, metadata included.
-    /// Default: 5s.
+    /// `connect_timeout` (`ANTIPHON_KAFKA_CONNECT_TIMEOUT`): one attempt to
+    /// connect, metadata included. Default: 5s.
     pub connect_timeout: Duration,
-    /// `produce_timeout`: one produce until its acknowledgement; after that
-    /// its outcome is unknown. Default: 10s.
-    pub produce_timeout: Duration,
-    /// `metadata_refresh`: how often topics and partitions are looked up.
+    /// `produce_timeout` (`ANTIPHON_KAFKA_PRODUCE_TIMEOUT`): one produce
+    /// until its acknowledgement; after that its outcome is unknown.
     /// Default: 10s.
+    pub produce_timeout: Duration,
+    /// `metadata_refresh` (`ANTIPHON_KAFKA_METADATA_REFRESH`): how often
+    /// topics and partitions are looked up. Default: 10s.
     pub metadata_refresh: Duration,
     /// `[kafka.tls]`: present when brokers are spoken to over TLS.
     pub tls: Option<TlsConfig>,
@@ -50,23 +53,27 @@ impl Default for Config {
 /// TLS towards the brokers. TOML section `[kafka.tls]`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TlsConfig {
-    /// `ca_file`: PEM certificates that broker certificates must lead to.
+    /// `ca_file` (`ANTIPHON_KAFKA_TLS_CA_FILE`): PEM certificates that
+    /// broker certificates must lead to.
     pub ca_file: Option<PathBuf>,
-    /// `cert_file`: PEM chain to show the broker (mutual TLS).
+    /// `cert_file` (`ANTIPHON_KAFKA_TLS_CERT_FILE`): PEM chain to show the
+    /// broker (mutual TLS).
     pub cert_file: Option<PathBuf>,
-    /// `key_file`: PEM private key of `cert_file`.
+    /// `key_file` (`ANTIPHON_KAFKA_TLS_KEY_FILE`): PEM private key of
+    /// `cert_file`.
     pub key_file: Option<PathBuf>,
 }
 
 /// SASL towards the brokers. TOML section `[kafka.sasl]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SaslConfig {
-    /// `mechanism`: `PLAIN`, `SCRAM-SHA-256`, `SCRAM-SHA-512` or
-    /// `OAUTHBEARER`.
+    /// `mechanism` (`ANTIPHON_KAFKA_SASL_MECHANISM`): `PLAIN`,
+    /// `SCRAM-SHA-256`, `SCRAM-SHA-512` or `OAUTHBEARER`.
     pub mechanism: SaslMechanism,
-    /// `username`; not for OAUTHBEARER.
+    /// `username` (`ANTIPHON_KAFKA_SASL_USERNAME`); not for OAUTHBEARER.
     pub username: String,
-    /// `password`, or what `password_file` holds; for OAUTHBEARER the token.
+    /// `password` (`ANTIPHON_KAFKA_SASL_PASSWORD`), or what `password_file`
+    /// holds; for OAUTHBEARER the token.
     pub password: Secret,
 }
 

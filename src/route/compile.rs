@@ -39,10 +39,12 @@ pub(super) fn compile_within(sources: &Sources, routes_max: usize) -> Result<Rou
         check_served(&opened, routes_max, &mut mistakes);
         check_overlays(sources, &opened, &mut mistakes);
     }
+    let services: Vec<Arc<str>> = opened.served.iter().map(|service| service.full_name().into()).collect();
     let mut table = RouteTable {
         routes: Vec::new(),
         entries: HashMap::new(),
-        services: opened.served.iter().map(|service| Arc::from(service.full_name())).collect(),
+        service_names: services.iter().cloned().collect(),
+        services,
         descriptor_set: Vec::new(),
     };
     for service in &opened.served {

@@ -3,6 +3,7 @@
 //! Start-up collects every mistake that it can find before it refuses, so that
 //! one run of `antiphon check` shows the whole list.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -38,7 +39,7 @@ impl Origin {
 
 /// One thing that is wrong. Shows as `file:line:column: what` and, where there
 /// is one, a second line with a hint.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mistake {
     /// File in which it is.
     pub file: Option<PathBuf>,
@@ -98,18 +99,14 @@ impl fmt::Display for Mistake {
 pub struct Mistakes(Vec<Mistake>);
 
 impl Mistakes {
-    /// Notes one more; the same one twice counts once.
+    /// Notes one more.
     pub fn push(&mut self, mistake: Mistake) {
-        if !self.0.contains(&mistake) {
-            self.0.push(mistake);
-        }
+        self.0.push(mistake);
     }
 
     /// Notes all those of another reading.
     pub fn extend(&mut self, other: Self) {
-        for mistake in other.0 {
-            self.push(mistake);
-        }
+        self.0.extend(other.0);
     }
 
     /// Whether nothing is wrong.
@@ -131,12 +128,18 @@ impl Mistakes {
     ///
     /// # Errors
     /// The mistakes, sorted by place, if there are any.
-    pub fn or<T>(mut self, value: T) -> Result<T, Self> {
-        if self.0.is_empty() {
-            return Ok(value);
-        }
+    pub fn or<T>(self, value: T) -> Result<T, Self> {
+        if self.0.is_empty() { Ok(value) } else { Err(self.sorted()) }
+    }
+
+    /// The same, each once, by file, line and column; those in no file come
+    /// first.
+    #[must_use]
+    pub fn sorted(mut self) -> Self {
+        let mut seen = HashSet::new();
+        self.0.retain(|mistake| seen.insert(mistake.clone()));
         self.0.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
-        Err(self)
+        self
     }
 }
 

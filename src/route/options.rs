@@ -1,6 +1,7 @@
 //! The options `antiphon.v1.kafka` and `antiphon.v1.kafka_defaults`, and the
 //! places in the `.proto` where they are.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -20,28 +21,46 @@ const SERVICE_OPTIONS: i32 = 3;
 /// The source texts of `.proto` files, by the names that descriptors have for
 /// them, so that a mistake can be shown where it was written.
 #[derive(Debug, Default)]
-pub(super) struct Texts(pub(super) HashMap<String, Text>);
+pub(super) struct Texts {
+    pub(super) files: HashMap<String, Text>,
+    /// Places of declarations and options by file and path, indexed when a
+    /// file is first asked for: a search for each would take quadratic time.
+    spans: RefCell<HashMap<String, HashMap<Vec<i32>, Span>>>,
+}
 
 /// One source file.
 #[derive(Debug)]
 pub(super) struct Text {
     /// As the user wrote it.
     pub(super) path: PathBuf,
-    pub(super) source: Option<String>,
+    pub(super) lines: Vec<String>,
 }
 
 impl Texts {
     /// Where a descriptor's file is on disk, or its name.
     pub(super) fn path(&self, name: &str) -> PathBuf {
-        self.0.get(name).map_or_else(|| Path::new(name).to_owned(), |text| text.path.clone())
+        self.files.get(name).map_or_else(|| Path::new(name).to_owned(), |text| text.path.clone())
     }
 
     /// The first place at or after a line at which a file has this word, lines
     /// and columns from 0.
     pub(super) fn find(&self, file: &str, line: usize, word: &str) -> Option<(usize, usize)> {
-        let source = self.0.get(file)?.source.as_deref()?;
-        let mut lines = source.lines().enumerate().skip(line);
-        lines.find_map(|(number, line)| Some((number, find_word(line, word)?)))
+        let lines = self.files.get(file)?.lines.get(line..)?.iter().enumerate();
+        lines
+            .map(|(after, text)| (line + after, text))
+            .find_map(|(line, text)| Some((line, find_word(text, word)?)))
+    }
+
+    fn span(&self, file: &FileDescriptorProto, path: &[i32]) -> Option<Span> {
+        if let Some(spans) = self.spans.borrow().get(file.name()) {
+            return spans.get(path).copied();
+        }
+        let locations = file.source_code_info.iter().flat_map(|info| &info.location);
+        let spans = locations.filter_map(|location| Some((location.path.clone(), Span::of(&location.span)?)));
+        let spans: HashMap<_, _> = spans.collect();
+        let found = spans.get(path).copied();
+        self.spans.borrow_mut().insert(file.name().to_owned(), spans);
+        found
     }
 }
 
@@ -168,8 +187,10 @@ impl Place<'_> {
                 return self.origin(Some(span.start));
             }
             // Of an option in braces, descriptors keep only the place of the whole.
-            let place = whole.and_then(|span| self.texts.find(self.file.name(), span.start.0, name));
-            if let Some(place) = place.filter(|(line, _)| whole.is_some_and(|span| *line <= span.line_end)) {
+            let find = |span: Span| self.texts.find(self.file.name(), span.start.0, name);
+            if let Some(place) = whole.and_then(find)
+                && whole.is_some_and(|span| place.0 <= span.line_end)
+            {
                 return self.origin(Some(place));
             }
         }
@@ -185,11 +206,7 @@ impl Place<'_> {
     }
 
     fn span(&self, path: &[i32]) -> Option<Span> {
-        let info = self.file.source_code_info.as_ref()?;
-        let location = info.location.iter().find(|location| location.path == path)?;
-        let at = |index: usize| location.span.get(index).and_then(|n| usize::try_from(*n).ok());
-        let start = (at(0)?, at(1)?);
-        Some(Span { start, line_end: if location.span.len() == 4 { at(2)? } else { start.0 } })
+        self.texts.span(self.file, path)
     }
 }
 
@@ -205,8 +222,17 @@ fn find_word(line: &str, word: &str) -> Option<usize> {
 }
 
 /// Lines and columns from 0.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 struct Span {
     start: (usize, usize),
     line_end: usize,
+}
+
+impl Span {
+    /// Of three numbers, or of four when it ends on a later line.
+    fn of(numbers: &[i32]) -> Option<Self> {
+        let at = |index: usize| numbers.get(index).and_then(|n| usize::try_from(*n).ok());
+        let start = (at(0)?, at(1)?);
+        Some(Self { start, line_end: if numbers.len() == 4 { at(2)? } else { start.0 } })
+    }
 }

@@ -246,7 +246,7 @@ impl Shelf {
             }
             self.named.insert(file.name.clone(), file.path.clone());
             self.names.insert(file.canonical.clone(), file.name.clone());
-            self.texts.0.insert(file.name.clone(), Text { path: file.path.clone(), source: None });
+            self.texts.files.insert(file.name.clone(), Text { path: file.path.clone(), lines: Vec::new() });
         }
     }
 
@@ -281,10 +281,10 @@ impl Shelf {
                 ..FileDescriptorProto::default()
             }));
         }
-        self.texts.0.insert(name.to_owned(), Text { path: path.to_owned(), source: None });
+        self.texts.files.insert(name.to_owned(), Text { path: path.to_owned(), lines: Vec::new() });
         let file = File::open(name, path)?;
-        if let Some(text) = self.texts.0.get_mut(name) {
-            text.source = file.source().map(str::to_owned);
+        if let Some(text) = self.texts.files.get_mut(name) {
+            text.lines = file.source().unwrap_or_default().lines().map(str::to_owned).collect();
         }
         Ok(file)
     }

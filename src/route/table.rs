@@ -1,6 +1,6 @@
 //! The routes, ready to be looked up by a call.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,9 @@ use crate::terms::{Compression, DeadLetterOn, Dialect, Format, Mode};
 pub struct RouteTable {
     pub(super) routes: Vec<Arc<Route>>,
     pub(super) entries: HashMap<Arc<str>, Entry>,
+    /// In the order of their declaration.
     pub(super) services: Vec<Arc<str>>,
+    pub(super) service_names: HashSet<Arc<str>>,
     pub(super) descriptor_set: Vec<u8>,
 }
 
@@ -55,7 +57,7 @@ impl RouteTable {
             }
             None => {
                 let service = path.strip_prefix('/').and_then(|path| path.split('/').next());
-                match self.services.iter().any(|known| Some(&**known) == service) {
+                match service.is_some_and(|service| self.service_names.contains(service)) {
                     true => Lookup::UnknownMethod,
                     false => Lookup::UnknownService,
                 }

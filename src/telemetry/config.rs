@@ -3,10 +3,10 @@
 /// Logs. TOML section `[log]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// `format`: `text` or `json`. Default: text.
+    /// `format` (`ANTIPHON_LOG_FORMAT`): `text` or `json`. Default: text.
     pub format: LogFormat,
-    /// `filter`: as tracing-subscriber's `EnvFilter` reads it.
-    /// Default: `info,rskafka=warn`.
+    /// `filter` (`ANTIPHON_LOG_FILTER`): as tracing-subscriber's
+    /// `EnvFilter` reads it. Default: `info,rskafka=warn`.
     pub filter: String,
 }
 

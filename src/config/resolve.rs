@@ -1,0 +1,422 @@
+//! From settings that have been read to the rooms' `Config`s: defaults, bounds,
+//! and what must or must not come together.
+
+use std::num::NonZero;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::layers::Layers;
+use super::raw::{Found, Paths, Place};
+use super::sections::{Admin, Drain, Grpc, Kafka, Limits, Log, Proto, Reply, Sasl, Tls, Top};
+use super::{Config, DrainConfig};
+use crate::admin::config as admin;
+use crate::exchange::config as exchange;
+use crate::ingress::config as ingress;
+use crate::kafka::config::{self as kafka, SaslConfig, SaslMechanism, Secret, TlsConfig};
+use crate::limits;
+use crate::route::{Mistakes, Sources, TOPIC_HINT, check_topic, show_duration};
+use crate::telemetry::config as telemetry;
+
+/// What came of the settings, mistakes or not.
+pub(super) struct Resolved {
+    pub(super) config: Config,
+    /// Whether every file that is named was found, so that routes can be made
+    /// of them.
+    pub(super) sources_complete: bool,
+}
+
+/// Makes the configuration.
+pub(super) fn resolve(layers: Layers, mistakes: &mut Mistakes) -> Resolved {
+    let mut judge = Judge { layers: &layers, mistakes };
+    let limits = judge.limits();
+    let grpc = judge.grpc();
+    let shards = judge.shards(&limits);
+    let admin = judge.admin();
+    let kafka = judge.kafka();
+    let reply = judge.reply();
+    let drain = judge.drain();
+    let log = judge.log();
+    judge.together(&limits, &grpc, &admin);
+    let before = judge.mistakes.len();
+    let sources = judge.sources();
+    let sources_complete = judge.mistakes.len() == before && !layers.unread;
+    let routes = Sources { services: layers.services, methods: layers.methods, ..sources };
+    let config = Config { kafka, grpc, admin, limits, reply, drain, log, shards, routes };
+    Resolved { config, sources_complete }
+}
+
+struct Judge<'a> {
+    layers: &'a Layers,
+    mistakes: &'a mut Mistakes,
+}
+
+impl Judge<'_> {
+    fn shards(&mut self, limits: &exchange::LimitsConfig) -> usize {
+        let top = Top::read(self.layers, self.mistakes);
+        let in_flight_max = usize::try_from(limits.in_flight_max).unwrap_or(usize::MAX);
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let default = cores.min(limits::SHARDS_MAX).min(in_flight_max).max(1);
+        let place = top.shards.as_ref().map(|found| found.place.clone());
+        let shards = self.within(top.shards, 1, limits::SHARDS_MAX, default);
+        if let Some(place) = place.filter(|_| shards > in_flight_max) {
+            let what = format!("{shards} shards can't share limits.in_flight_max, {in_flight_max}");
+            self.mistakes.push(place.mistake(what));
+        }
+        shards
+    }
+
+    fn kafka(&mut self) -> kafka::Config {
+        let part = Kafka::read(self.layers, self.mistakes);
+        let default = kafka::Config::default();
+        if let Some(found) = &part.client_id {
+            let printable = found.value.chars().all(|c| c.is_ascii_graphic());
+            if found.value.is_empty() || found.value.len() > limits::TOPIC_NAME_CHARS_MAX || !printable {
+                let what = format!("must be 1 to {} printable characters", limits::TOPIC_NAME_CHARS_MAX);
+                self.mistakes.push(found.place.mistake(what));
+            }
+        }
+        kafka::Config {
+            bootstrap_servers: value(part.bootstrap_servers, |s| s.0, default.bootstrap_servers),
+            client_id: value(part.client_id, |id| id, default.client_id),
+            compression: value(part.compression, |c| c.0, default.compression),
+            connect_timeout: value(part.connect_timeout, |t| t.0, default.connect_timeout),
+            produce_timeout: value(part.produce_timeout, |t| t.0, default.produce_timeout),
+            metadata_refresh: value(part.metadata_refresh, |t| t.0, default.metadata_refresh),
+            tls: self.tls(),
+            sasl: self.sasl(),
+        }
+    }
+
+    fn tls(&mut self) -> Option<TlsConfig> {
+        let part = Tls::read(self.layers, self.mistakes);
+        let place = self.layers.place_of("kafka.tls")?;
+        for found in [&part.ca_file, &part.cert_file, &part.key_file].into_iter().flatten() {
+            self.readable(found);
+        }
+        match (&part.cert_file, &part.key_file) {
+            (Some(cert), None) => self.mistakes.push(cert.place.mistake("needs kafka.tls.key_file, too")),
+            (None, Some(key)) => self.mistakes.push(key.place.mistake("needs kafka.tls.cert_file, too")),
+            _ => {}
+        }
+        let enabled = part.enabled.is_none_or(|found| found.value);
+        let path = |found: Option<Found<PathBuf>>| found.map(|found| found.value);
+        let config = TlsConfig {
+            ca_file: path(part.ca_file),
+            cert_file: path(part.cert_file),
+            key_file: path(part.key_file),
+        };
+        if !enabled && config != TlsConfig::default() {
+            self.mistakes.push(place.mistake("has files for TLS, and enabled = false"));
+        }
+        enabled.then_some(config)
+    }
+
+    fn readable(&mut self, found: &Found<PathBuf>) {
+        if let Err(error) = std::fs::File::open(&found.value) {
+            self.mistakes.push(found.place.mistake(unreadable(&found.value, &error)));
+        }
+    }
+
+    fn sasl(&mut self) -> Option<SaslConfig> {
+        let part = Sasl::read(self.layers, self.mistakes);
+        let place = self.layers.place_of("kafka.sasl")?;
+        let before = self.mistakes.len();
+        let mechanism = part.mechanism.map(|found| found.value.0.0);
+        let oauth = mechanism == Some(SaslMechanism::OauthBearer);
+        if mechanism.is_none() && !self.is_set("kafka.sasl", "mechanism") {
+            let hint = "PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER";
+            self.missing(&place, "mechanism", hint);
+        }
+        match &part.username {
+            Some(found) if oauth => {
+                self.mistakes.push(found.place.mistake("OAUTHBEARER has no user name, only a token"));
+            }
+            Some(found) if found.value.is_empty() => {
+                self.mistakes.push(found.place.mistake("must not be empty"))
+            }
+            None if !oauth && !self.is_set("kafka.sasl", "username") => self.missing(&place, "username", ""),
+            _ => {}
+        }
+        let password = self.password(part.password, part.password_file, &place);
+        let username = value(part.username, |name| name, String::new());
+        let whole = self.mistakes.len() == before;
+        Some(SaslConfig { mechanism: mechanism?, username, password: password? }).filter(|_| whole)
+    }
+
+    fn password(
+        &mut self,
+        password: Option<Found<Secret>>,
+        file: Option<Found<PathBuf>>,
+        place: &Place,
+    ) -> Option<Secret> {
+        let (secret, place) = match (password, file) {
+            (Some(password), Some(file)) => {
+                let what = format!("the password is in {}, too", password.place.label);
+                self.mistakes.push(file.place.mistake(what).hint("set one of the two"));
+                return None;
+            }
+            (Some(password), None) => (password.value, password.place),
+            (None, Some(file)) => match std::fs::read_to_string(&file.value) {
+                Ok(text) => (Secret::new(text.lines().next().unwrap_or_default()), file.place),
+                Err(error) => {
+                    self.mistakes.push(file.place.mistake(unreadable(&file.value, &error)));
+                    return None;
+                }
+            },
+            (None, None) => {
+                if !self.is_set("kafka.sasl", "password") && !self.is_set("kafka.sasl", "password_file") {
+                    self.missing(place, "password or password_file", "");
+                }
+                return None;
+            }
+        };
+        if secret.reveal().is_empty() {
+            self.mistakes.push(place.mistake("the password must not be empty"));
+            return None;
+        }
+        Some(secret)
+    }
+
+    /// Whether any layer sets this, be it wrongly.
+    fn is_set(&self, section: &'static str, name: &'static str) -> bool {
+        self.layers.layers.iter().any(|layer| layer.0.contains_key(&(section, name)))
+    }
+
+    fn missing(&mut self, place: &Place, name: &str, hint: &str) {
+        let mistake = place.origin.mistake(format!("kafka.sasl: {name} is missing"));
+        self.mistakes.push(mistake.maybe_hint((!hint.is_empty()).then(|| hint.to_owned())));
+    }
+
+    fn grpc(&mut self) -> ingress::Config {
+        let part = Grpc::read(self.layers, self.mistakes);
+        let default = ingress::Config::default();
+        let bytes = part.message_bytes_max.map(|found| found.map(|bytes| bytes.0));
+        let streams = part.streams_per_connection_max;
+        ingress::Config {
+            listen: value(part.listen, |listen| listen.0, default.listen),
+            message_bytes_max: self.within(
+                bytes,
+                1,
+                limits::MESSAGE_BYTES_CEILING,
+                default.message_bytes_max,
+            ),
+            reflection: value(part.reflection, |yes| yes, default.reflection),
+            metadata_forward: value(part.metadata_forward, |names| names.0, default.metadata_forward),
+            metadata_return: value(part.metadata_return, |names| names.0, default.metadata_return),
+            connections_max: self.within(
+                part.connections_max,
+                1,
+                limits::CONNECTIONS_CEILING,
+                default.connections_max,
+            ),
+            streams_per_connection_max: self.within(
+                streams,
+                1,
+                limits::STREAMS_PER_CONNECTION_CEILING,
+                default.streams_per_connection_max,
+            ),
+            keep_alive_interval: value(part.keep_alive_interval, |t| t.0, default.keep_alive_interval),
+            keep_alive_timeout: value(part.keep_alive_timeout, |t| t.0, default.keep_alive_timeout),
+        }
+    }
+
+    fn admin(&mut self) -> admin::Config {
+        let part = Admin::read(self.layers, self.mistakes);
+        admin::Config { listen: value(part.listen, |listen| listen.0, admin::Config::default().listen) }
+    }
+
+    fn limits(&mut self) -> exchange::LimitsConfig {
+        let part = Limits::read(self.layers, self.mistakes);
+        let default = exchange::LimitsConfig::default();
+        let bytes = part.bytes_held_max.map(|found| found.map(|bytes| bytes.0));
+        exchange::LimitsConfig {
+            in_flight_max: self.within(
+                part.in_flight_max,
+                1,
+                limits::IN_FLIGHT_CEILING,
+                default.in_flight_max,
+            ),
+            bytes_held_max: self.within(bytes, 1, limits::BYTES_HELD_CEILING, default.bytes_held_max),
+            lane_queue_max: self.within(
+                part.lane_queue_max,
+                1,
+                limits::LANE_QUEUE_RECORDS_CEILING,
+                default.lane_queue_max,
+            ),
+        }
+    }
+
+    fn reply(&mut self) -> exchange::ReplyConfig {
+        let part = Reply::read(self.layers, self.mistakes);
+        let default = exchange::ReplyConfig::default();
+        self.check_reply(&part);
+        exchange::ReplyConfig {
+            routing: value(part.routing, |routing| routing.0, default.routing),
+            topic_prefix: value(part.topic_prefix, |prefix| prefix, default.topic_prefix),
+            instance: part.instance.map(|found| found.value),
+            replication_factor: self.replication_factor(part.replication_factor, default.replication_factor),
+            fetch_wait: value(part.fetch_wait, |t| t.0, default.fetch_wait),
+            heartbeat_interval: value(part.heartbeat_interval, |t| t.0, default.heartbeat_interval),
+            start_timeout: value(part.start_timeout, |t| t.0, default.start_timeout),
+        }
+    }
+
+    fn check_reply(&mut self, part: &Reply) {
+        if let Some(found) = &part.topic_prefix {
+            let longest = limits::TOPIC_NAME_CHARS_MAX - 1 - limits::INSTANCE_CHARS_MAX;
+            if let Err(error) = check_topic(&found.value) {
+                self.mistakes.push(found.place.mistake(error.to_string()).hint(TOPIC_HINT));
+            } else if found.value.len() > longest {
+                let what =
+                    format!("must be at most {longest} characters, to leave room for the instance's name");
+                self.mistakes.push(found.place.mistake(what));
+            }
+        }
+        if let Some(found) = &part.instance {
+            let allowed = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
+            let most = limits::INSTANCE_CHARS_MAX;
+            if !(1..=most).contains(&found.value.len()) || !found.value.chars().all(allowed) {
+                let what = format!("{:?} can't name an instance", found.value);
+                let hint = format!("1 to {most} of a-z, A-Z, 0-9, '_' and '-'");
+                self.mistakes.push(found.place.mistake(what).hint(hint));
+            }
+        }
+        let heartbeat_age_max = Duration::from_millis(limits::HEARTBEAT_AGE_MAX_MS);
+        if let Some(found) =
+            part.heartbeat_interval.as_ref().filter(|found| found.value.0 >= heartbeat_age_max)
+        {
+            let most = show_duration(heartbeat_age_max);
+            let what = format!("must be shorter than {most}, the age at which a heartbeat counts as lost");
+            self.mistakes.push(found.place.mistake(what));
+        }
+    }
+
+    fn replication_factor(&mut self, found: Option<Found<i64>>, default: i16) -> i16 {
+        let Some(found) = found else { return default };
+        match i16::try_from(found.value) {
+            Ok(factor) if factor == -1 || factor >= 1 => factor,
+            _ => {
+                let what = format!("{} is not a replication factor", found.value);
+                let hint = "1 or more, or -1 for the cluster's own";
+                self.mistakes.push(found.place.mistake(what).hint(hint));
+                default
+            }
+        }
+    }
+
+    fn drain(&mut self) -> DrainConfig {
+        let part = Drain::read(self.layers, self.mistakes);
+        let default = DrainConfig::default();
+        DrainConfig {
+            notice: value(part.notice, |t| t.0, default.notice),
+            timeout: value(part.timeout, |t| t.0, default.timeout),
+        }
+    }
+
+    fn log(&mut self) -> telemetry::Config {
+        let part = Log::read(self.layers, self.mistakes);
+        let default = telemetry::Config::default();
+        if let Some(found) = &part.filter
+            && let Err(error) = tracing_subscriber::EnvFilter::builder().parse(&found.value)
+        {
+            let hint = "such as \"info,rskafka=warn\"";
+            self.mistakes.push(found.place.mistake(format!("is not a filter: {error}")).hint(hint));
+        }
+        telemetry::Config {
+            format: value(part.format, |format| format.0.0, default.format),
+            filter: value(part.filter, |filter| filter, default.filter),
+        }
+    }
+
+    /// What can only be wrong between two sections.
+    fn together(&mut self, limits: &exchange::LimitsConfig, grpc: &ingress::Config, admin: &admin::Config) {
+        if limits.bytes_held_max < grpc.message_bytes_max as u64 {
+            let place = self.place_of(&[("limits", "bytes_held_max"), ("grpc", "message_bytes_max")]);
+            let (held, message) = (limits.bytes_held_max, grpc.message_bytes_max);
+            let what =
+                format!("limits.bytes_held_max, {held}, has no room for grpc.message_bytes_max, {message}");
+            self.mistakes.push(place.origin.mistake(what));
+        }
+        let (one, other) = (grpc.listen, admin.listen);
+        let overlap = one.ip() == other.ip() || one.ip().is_unspecified() || other.ip().is_unspecified();
+        if one.port() == other.port() && one.port() != 0 && overlap {
+            let place = self.place_of(&[("admin", "listen"), ("grpc", "listen")]);
+            let what = format!("grpc.listen and admin.listen are both on port {}", one.port());
+            self.mistakes.push(place.origin.mistake(what));
+        }
+    }
+
+    /// The strongest place of the first of these that is set.
+    fn place_of(&self, settings: &[(&'static str, &'static str)]) -> Place {
+        let find = |key| self.layers.layers.iter().rev().find_map(|layer| layer.0.get(key));
+        settings.iter().find_map(find).map(|raw| raw.place.clone()).unwrap_or_default()
+    }
+
+    fn sources(&mut self) -> Sources {
+        let part = Proto::read(self.layers, self.mistakes);
+        let mut include_paths = Vec::new();
+        for (path, _, place) in part.include_paths.map_or_else(Vec::new, |found| found.value.0) {
+            if !path.is_dir() {
+                self.mistakes
+                    .push(place.mistake(format!("there is no folder {:?}", path.display().to_string())));
+            }
+            include_paths.push(path);
+        }
+        Sources {
+            protos: self.files(part.files, &include_paths),
+            descriptor_sets: self.files(part.descriptor_sets, &[]),
+            include_paths,
+            ..Sources::default()
+        }
+    }
+
+    /// Files that exist, as they are written or in an include path.
+    fn files(&mut self, found: Option<Found<Paths>>, include_paths: &[PathBuf]) -> Vec<PathBuf> {
+        let mut files = Vec::new();
+        for (path, written, place) in found.map_or_else(Vec::new, |found| found.value.0) {
+            let elsewhere =
+                || include_paths.iter().map(|folder| folder.join(&written)).find(|path| path.exists());
+            match Some(path.clone()).filter(|path| path.exists()).or_else(elsewhere) {
+                Some(path) => files.push(path),
+                None => {
+                    self.mistakes
+                        .push(place.mistake(format!("there is no file {:?}", path.display().to_string())));
+                }
+            }
+        }
+        files
+    }
+
+    /// A whole number between bounds.
+    fn within<T>(&mut self, found: Option<Found<i64>>, least: T, most: T, default: T) -> T
+    where
+        T: TryFrom<i64> + PartialOrd + std::fmt::Display,
+    {
+        let Some(found) = found else { return default };
+        match T::try_from(found.value) {
+            Ok(value) if value >= least && value <= most => value,
+            _ => {
+                let what = format!("{} is not within {least} to {most}", found.value);
+                self.mistakes.push(found.place.mistake(what));
+                default
+            }
+        }
+    }
+}
+
+impl<T> Found<T> {
+    fn map<U>(self, change: impl FnOnce(T) -> U) -> Found<U> {
+        Found { value: change(self.value), place: self.place }
+    }
+}
+
+fn value<T, U>(found: Option<Found<T>>, change: impl FnOnce(T) -> U, default: U) -> U {
+    found.map_or(default, |found| change(found.value))
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => format!("there is no file {:?}", path.display().to_string()),
+        _ => format!("{:?} can't be read: {error}", path.display().to_string()),
+    }
+}

@@ -1,0 +1,203 @@
+//! Every setting by section, name, kind and default: one table that reads the
+//! layers, knows what is unknown, and makes the reference.
+
+use std::path::PathBuf;
+
+use super::kinds::{Bytes, Listen, LogFormat, Mechanism, MetadataNames, Pause, Servers, Time};
+use super::layers::Layers;
+use super::raw::{Found, FromRaw, Paths, Term};
+use crate::kafka::config::Secret;
+use crate::route::Mistakes;
+use crate::terms::{Compression, ReplyRouting};
+
+/// One setting.
+#[derive(Debug)]
+pub(super) struct Row {
+    /// Section in the TOML file; empty at its top.
+    pub(super) section: &'static str,
+    /// Name within the section.
+    pub(super) name: &'static str,
+    /// What it takes.
+    pub(super) kind: &'static str,
+    /// What holds when it is not set; empty for nothing.
+    pub(super) default: &'static str,
+    /// What it is for.
+    pub(super) doc: &'static str,
+}
+
+impl Row {
+    /// The environment variable that sets it.
+    pub(super) fn variable(&self) -> String {
+        let section = self.section.replace('.', "_");
+        let parts = ["ANTIPHON", &section, self.name];
+        let parts = parts.into_iter().filter(|part| !part.is_empty());
+        parts.collect::<Vec<_>>().join("_").to_ascii_uppercase()
+    }
+}
+
+macro_rules! sections {
+    ($($(#[$doc:meta])* $part:ident in $section:literal {
+        $($(#[doc = $text:literal])+ $field:ident: $kind:ty = $default:literal,)+
+    })+) => {
+        $(
+            $(#[$doc])*
+            pub(super) struct $part {
+                $(pub(super) $field: Option<Found<$kind>>,)+
+            }
+
+            impl $part {
+                /// Reads the section from all layers.
+                pub(super) fn read(layers: &Layers, mistakes: &mut Mistakes) -> Self {
+                    Self { $($field: layers.read($section, stringify!($field), mistakes),)+ }
+                }
+            }
+        )+
+
+        /// Every setting, section by section.
+        pub(super) const ROWS: &[Row] = &[$($(Row {
+            section: $section,
+            name: stringify!($field),
+            kind: <$kind as FromRaw>::EXPECTED,
+            default: $default,
+            doc: concat!($($text),+),
+        },)+)+];
+    };
+}
+
+sections! {
+    /// The top of the file.
+    Top in "" {
+        /// Shards, each a thread with connections of its own; 1 to 256.
+        /// Default: one per core.
+        shards: i64 = "",
+    }
+
+    /// The cluster.
+    Kafka in "kafka" {
+        /// Brokers to ask for the rest.
+        bootstrap_servers: Servers = "127.0.0.1:9092",
+        /// Name that brokers log and set quotas by.
+        client_id: String = "antiphon",
+        /// Compression of request batches: none, gzip, snappy, lz4 or zstd.
+        compression: Term<Compression> = "none",
+        /// One attempt to connect, metadata included.
+        connect_timeout: Time = "5s",
+        /// One produce until its acknowledgement; after that its outcome is
+        /// unknown.
+        produce_timeout: Time = "10s",
+        /// How often topics and partitions are looked up.
+        metadata_refresh: Time = "10s",
+    }
+
+    /// TLS towards the brokers.
+    Tls in "kafka.tls" {
+        /// Whether brokers are spoken to over TLS. Default: when anything in
+        /// this section is set.
+        enabled: bool = "",
+        /// PEM certificates that broker certificates must lead to.
+        ca_file: PathBuf = "",
+        /// PEM chain to show the broker (mutual TLS).
+        cert_file: PathBuf = "",
+        /// PEM private key of cert_file.
+        key_file: PathBuf = "",
+    }
+
+    /// SASL towards the brokers.
+    Sasl in "kafka.sasl" {
+        /// PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER.
+        mechanism: Term<Mechanism> = "",
+        /// User name; not for OAUTHBEARER.
+        username: String = "",
+        /// Password; for OAUTHBEARER the token. password_file keeps it out of
+        /// the configuration.
+        password: Secret = "",
+        /// File whose first line is the password.
+        password_file: PathBuf = "",
+    }
+
+    /// The gRPC listener.
+    Grpc in "grpc" {
+        /// Address and port; port 0 takes a free one.
+        listen: Listen = "0.0.0.0:50051",
+        /// One message, each way, after decompression.
+        message_bytes_max: Bytes = "4MiB",
+        /// Whether grpc.reflection.v1 and v1alpha are answered.
+        reflection: bool = "true",
+        /// Request metadata that goes into record headers. authorization goes
+        /// only when it is named here.
+        metadata_forward: MetadataNames = "",
+        /// Reply headers that become response metadata.
+        metadata_return: MetadataNames = "",
+        /// Connections, process-wide; more are closed at once.
+        connections_max: i64 = "10000",
+        /// Streams that one connection may have open.
+        streams_per_connection_max: i64 = "1000",
+        /// An HTTP/2 ping after this much quiet.
+        keep_alive_interval: Time = "30s",
+        /// A connection whose ping is not answered within this is closed.
+        keep_alive_timeout: Time = "20s",
+    }
+
+    /// The admin listener.
+    Admin in "admin" {
+        /// Address and port of metrics, live and ready; port 0 takes a free
+        /// one.
+        listen: Listen = "127.0.0.1:9464",
+    }
+
+    /// Bounds on what is held.
+    Limits in "limits" {
+        /// Calls in flight, process-wide.
+        in_flight_max: i64 = "20000",
+        /// Bytes of request messages held by calls in flight, process-wide.
+        bytes_held_max: Bytes = "512MiB",
+        /// Records waiting for one partition, per shard.
+        lane_queue_max: i64 = "10000",
+    }
+
+    /// How replies come back.
+    Reply in "reply" {
+        /// How replies find the instance that waits for them: instance-topic.
+        routing: Term<ReplyRouting> = "instance-topic",
+        /// The reply topic is `<prefix>.<instance>`.
+        topic_prefix: String = "antiphon.reply",
+        /// Names this process; 1 to 100 of a-z, A-Z, 0-9, '_' and '-'.
+        /// Default: the host name and a random part.
+        instance: String = "",
+        /// Replication factor of the reply topic; -1 for the cluster's own.
+        replication_factor: i64 = "-1",
+        /// How long the broker may hold a fetch that finds nothing.
+        fetch_wait: Time = "500ms",
+        /// How often an instance writes a heartbeat to its reply topic.
+        heartbeat_interval: Time = "3s",
+        /// How long the start may take before it is given up.
+        start_timeout: Time = "30s",
+    }
+
+    /// The end of a process.
+    Drain in "drain" {
+        /// Between turning NOT_SERVING and refusing new calls.
+        notice: Pause = "0s",
+        /// How long calls in flight may go on after SIGTERM.
+        timeout: Pause = "30s",
+    }
+
+    /// Logs.
+    Log in "log" {
+        /// text or json.
+        format: Term<LogFormat> = "text",
+        /// What is logged, as tracing-subscriber's EnvFilter reads it.
+        filter: String = "info,rskafka=warn",
+    }
+
+    /// What is served.
+    Proto in "proto" {
+        /// .proto files whose services are served.
+        files: Paths = "",
+        /// Folders in which imports are looked for. Default: the folders that
+        /// the files' packages count from, and the current folder.
+        include_paths: Paths = "",
+        /// Encoded FileDescriptorSets whose services are served.
+        descriptor_sets: Paths = "",
+    }
+}
