@@ -51,7 +51,8 @@ pub struct Config {
     pub reply: crate::exchange::config::ReplyConfig,
     /// The end.
     pub drain: DrainConfig,
-    /// `shards`: threads that serve calls, 1 to 256. Default: one a core.
+    /// `shards` (`ANTIPHON_SHARDS`): threads that serve calls, 1 to 256.
+    /// Default: one a core.
     pub shards: usize,
 }
 
@@ -70,12 +71,13 @@ impl Default for Config {
 }
 
 /// How the gateway stops. TOML section `[drain]`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DrainConfig {
-    /// `notice`: between turning NOT_SERVING and refusing new calls; time for
-    /// balancers to notice. Default: 0s.
+    /// `notice` (`ANTIPHON_DRAIN_NOTICE`): between turning NOT_SERVING and
+    /// refusing new calls; time for balancers to notice. Default: 0s.
     pub notice: Duration,
-    /// `timeout`: how long calls in flight may go on. Default: 30s.
+    /// `timeout` (`ANTIPHON_DRAIN_TIMEOUT`): how long calls in flight may go on
+    /// after SIGTERM. Default: 30s.
     pub timeout: Duration,
 }
 
@@ -182,7 +184,7 @@ impl Gateway {
         let instance = new_instance(&config, &routes)?;
 
         let cluster = Arc::new(KafkaCluster::new(&config.kafka, Arc::clone(&connector)));
-        open_reply_path(&config, &instance, &*cluster, began).await?;
+        open_reply_path(&config, &instance, &cluster, began).await?;
 
         let supervisor = Supervisor::new();
         let health = Health::new();

@@ -1,7 +1,7 @@
 //! Antiphon: a gRPC façade over Kafka request-reply.
 //!
-//! The rooms, from the ground up; a room imports only rooms above it in this
-//! list of `mod` lines (`tests/tidy.rs` sees to that). ARCHITECTURE.md tells
+//! The rooms by layer, from the ground up; a room imports only rooms of layers
+//! above its own in this list (`tests/tidy.rs` sees to that). ARCHITECTURE.md tells
 //! the way of one call through them.
 
 // Words.
@@ -31,8 +31,8 @@ pub mod admin;
 pub mod dev_broker;
 pub mod ingress;
 pub mod kafka;
+pub mod telemetry;
 
 // Composition.
 pub mod app;
 pub mod config;
-pub mod telemetry;

@@ -1,5 +1,6 @@
 //! Rules that matter are tests: which room may know which, what is named
 //! where, and how files look. Reads the source as text.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -59,9 +60,9 @@ fn room_of(file: &str) -> &str {
     below.split('/').next().unwrap().trim_end_matches(".rs")
 }
 
-/// Within the lowest layer and the composition, rooms build on each other in
-/// the order of `lib.rs`; elsewhere a room knows only lower layers. The pairs
-/// are exceptions, each with its reason in ARCHITECTURE.md.
+/// Words, pure rooms and the composition may build on each other; elsewhere a
+/// room knows only lower layers. The pairs are exceptions, each with its reason
+/// in ARCHITECTURE.md.
 #[test]
 fn rooms_know_only_what_is_below_them() {
     const WITHIN_LAYER: [&str; 3] = ["Words", "Pure", "Composition"];
@@ -70,8 +71,8 @@ fn rooms_know_only_what_is_below_them() {
     let layers = layers();
     let mut place = BTreeMap::new();
     for (layer, (_, rooms)) in layers.iter().enumerate() {
-        for (order, room) in rooms.iter().enumerate() {
-            place.insert(room.clone(), (layer, order));
+        for room in rooms {
+            place.insert(room.clone(), layer);
         }
     }
     let mut wrong = Vec::new();
@@ -80,17 +81,19 @@ fn rooms_know_only_what_is_below_them() {
             continue;
         }
         let room = room_of(&file);
-        let (layer, order) = place[room];
+        let layer = place[room];
         for used in rooms_used(&product_code(&text)) {
-            let Some(&(used_layer, used_order)) = place.get(&used) else { continue };
+            let Some(&used_layer) = place.get(&used) else { continue };
             let within = WITHIN_LAYER.contains(&layers[layer].0.as_str());
             let allowed = used == room
                 || used_layer < layer
-                || (used_layer == layer && within && used_order < order)
+                || (used_layer == layer && within)
                 || BESIDE.contains(&(room, used.as_str()));
-            // A room's settings may be named by those who fill them in.
             if !allowed {
-                wrong.push(format!("{file}: {room} ({}) uses {used} ({})", layers[layer].0, layers[used_layer].0));
+                wrong.push(format!(
+                    "{file}: {room} ({}) uses {used} ({})",
+                    layers[layer].0, layers[used_layer].0
+                ));
             }
         }
     }
@@ -102,7 +105,8 @@ fn rooms_used(code: &str) -> BTreeSet<String> {
         .skip(1)
         .flat_map(|rest| {
             // `crate::{a, b::c}` names several.
-            let list = rest.strip_prefix('{').map_or(rest, |braced| braced.split('}').next().unwrap_or_default());
+            let list =
+                rest.strip_prefix('{').map_or(rest, |braced| braced.split('}').next().unwrap_or_default());
             let several = rest.starts_with('{');
             let first = list.split(|c: char| !(c.is_alphanumeric() || c == '_')).next().unwrap_or_default();
             if several {
@@ -151,7 +155,12 @@ fn failures_become_a_status_in_one_file() {
             continue;
         }
         let code = product_code(&text);
-        for name in ["Status::with_details", "Status::with_metadata", "Status::unavailable", "Status::deadline_exceeded"] {
+        for name in [
+            "Status::with_details",
+            "Status::with_metadata",
+            "Status::unavailable",
+            "Status::deadline_exceeded",
+        ] {
             assert!(!code.contains(name), "{file} makes a status: {name}");
         }
     }
@@ -188,9 +197,9 @@ fn functions(code: &str) -> Vec<(String, usize)> {
         let trimmed = line.trim_start();
         let words: Vec<&str> = trimmed.split_whitespace().collect();
         if let Some(at) = words.iter().position(|word| *word == "fn")
-            && words[..at].iter().all(|word| {
-                ["pub", "async", "const", "unsafe"].contains(word) || word.starts_with("pub(")
-            })
+            && words[..at]
+                .iter()
+                .all(|word| ["pub", "async", "const", "unsafe"].contains(word) || word.starts_with("pub("))
             && let Some(name) = words.get(at + 1)
         {
             let name = name.split(['(', '<']).next().unwrap_or_default();
@@ -232,6 +241,9 @@ fn the_readme_and_the_files_it_names_agree() {
     for link in readme.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
         let file = link.split('#').next().unwrap();
         let outside = file.contains("://") || file.is_empty();
-        assert!(outside || Path::new(&root().join(file)).exists(), "README links to {file}, which is not there");
+        assert!(
+            outside || Path::new(&root().join(file)).exists(),
+            "README links to {file}, which is not there"
+        );
     }
 }

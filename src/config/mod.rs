@@ -22,11 +22,10 @@ mod kinds;
 mod raw;
 
 use std::ffi::OsString;
-use std::time::Duration;
 
 pub use flags::Flags;
 
-use crate::limits;
+use crate::app;
 use crate::route::{self, Mistakes, RouteTable};
 use layers::Layers;
 use resolve::Resolved;
@@ -34,45 +33,13 @@ use resolve::Resolved;
 /// Everything that a process is told before it starts.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Sections `[kafka]`, `[kafka.tls]` and `[kafka.sasl]`.
-    pub kafka: crate::kafka::config::Config,
-    /// Section `[grpc]`.
-    pub grpc: crate::ingress::config::Config,
-    /// Section `[admin]`.
-    pub admin: crate::admin::config::Config,
-    /// Section `[limits]`.
-    pub limits: crate::exchange::config::LimitsConfig,
-    /// Section `[reply]`.
-    pub reply: crate::exchange::config::ReplyConfig,
-    /// Section `[drain]`.
-    pub drain: DrainConfig,
+    /// Sections `[kafka]`, `[grpc]`, `[admin]`, `[limits]`, `[reply]`, `[drain]`
+    /// and `shards`.
+    pub gateway: app::Config,
     /// Section `[log]`.
     pub log: crate::telemetry::config::Config,
-    /// `shards` (`ANTIPHON_SHARDS`): threads that serve, 1 to 256. Default:
-    /// one per core.
-    pub shards: usize,
     /// Sections `[proto]`, `[service."..."]` and `[method."..."]`.
     pub routes: route::Sources,
-}
-
-/// The end of a process. TOML section `[drain]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DrainConfig {
-    /// `notice` (`ANTIPHON_DRAIN_NOTICE`): between turning NOT_SERVING and
-    /// refusing new calls. Default: 0s.
-    pub notice: Duration,
-    /// `timeout` (`ANTIPHON_DRAIN_TIMEOUT`): how long calls in flight may go on
-    /// after SIGTERM. Default: 30s.
-    pub timeout: Duration,
-}
-
-impl Default for DrainConfig {
-    fn default() -> Self {
-        Self {
-            notice: Duration::from_millis(limits::DRAIN_NOTICE_MS),
-            timeout: Duration::from_millis(limits::DRAIN_TIMEOUT_MS),
-        }
-    }
 }
 
 /// Reads flags, environment and file.

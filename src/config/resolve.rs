@@ -5,11 +5,12 @@ use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::Config;
 use super::layers::Layers;
 use super::raw::{Found, Paths, Place};
 use super::sections::{Admin, Drain, Grpc, Kafka, Limits, Log, Proto, Reply, Sasl, Tls, Top};
-use super::{Config, DrainConfig};
 use crate::admin::config as admin;
+use crate::app::{self, DrainConfig};
 use crate::exchange::config as exchange;
 use crate::ingress::config as ingress;
 use crate::kafka::config::{self as kafka, SaslConfig, SaslMechanism, Secret, TlsConfig};
@@ -41,7 +42,8 @@ pub(super) fn resolve(layers: Layers, mistakes: &mut Mistakes) -> Resolved {
     let sources = judge.sources();
     let sources_complete = judge.mistakes.len() == before && !layers.unread;
     let routes = Sources { services: layers.services, methods: layers.methods, ..sources };
-    let config = Config { kafka, grpc, admin, limits, reply, drain, log, shards, routes };
+    let gateway = app::Config { kafka, grpc, admin, limits, reply, drain, shards };
+    let config = Config { gateway, log, routes };
     Resolved { config, sources_complete }
 }
 

@@ -62,19 +62,10 @@ fn loaded(toml: &str) -> Config {
 #[test]
 fn nothing_set_is_all_defaults() {
     let config = load_from(&Flags::default(), &[]).unwrap();
-    let defaults = Config {
-        kafka: Default::default(),
-        grpc: Default::default(),
-        admin: Default::default(),
-        limits: Default::default(),
-        reply: Default::default(),
-        drain: Default::default(),
-        log: Default::default(),
-        shards: config.shards,
-        routes: Default::default(),
-    };
+    let gateway = app::Config { shards: config.gateway.shards, ..app::Config::default() };
+    let defaults = Config { gateway, log: Default::default(), routes: Default::default() };
     assert_eq!(format!("{config:?}"), format!("{defaults:?}"));
-    assert!((1..=256).contains(&config.shards));
+    assert!((1..=256).contains(&config.gateway.shards));
 }
 
 #[test]
@@ -167,22 +158,31 @@ timeout = "7s"
 fn everything_can_be_set_in_the_file() {
     let folder = Folder::new(EVERYTHING);
     let (config, table) = load_with_routes_from(&folder.flags(), &[]).unwrap_or_else(|m| panic!("{m}"));
-    assert_eq!(config.kafka.bootstrap_servers, ["b1:9092", "[::1]:9093"]);
-    assert_eq!((config.kafka.client_id.as_str(), config.kafka.connect_timeout.as_secs()), ("gate", 1));
+    assert_eq!(config.gateway.kafka.bootstrap_servers, ["b1:9092", "[::1]:9093"]);
+    assert_eq!(
+        (config.gateway.kafka.client_id.as_str(), config.gateway.kafka.connect_timeout.as_secs()),
+        ("gate", 1)
+    );
     let tls = TlsConfig { ca_file: Some(folder.path("ca.pem")), ..TlsConfig::default() };
-    assert_eq!(config.kafka.tls, Some(tls));
-    let sasl = config.kafka.sasl.as_ref().unwrap();
+    assert_eq!(config.gateway.kafka.tls, Some(tls));
+    let sasl = config.gateway.kafka.sasl.as_ref().unwrap();
     assert_eq!((sasl.mechanism, sasl.username.as_str()), (SaslMechanism::ScramSha512, "me"));
     assert_eq!(sasl.password.reveal(), "hunter2");
     assert!(!format!("{config:?}").contains("hunter2"));
-    assert_eq!(config.grpc.listen.to_string(), "127.0.0.1:1");
-    assert_eq!((config.grpc.message_bytes_max, config.grpc.reflection), (1 << 20, false));
-    assert_eq!(config.grpc.metadata_forward, ["x-tenant", "authorization"]);
-    assert_eq!(config.admin.listen.to_string(), "0.0.0.0:2");
-    assert_eq!((config.limits.in_flight_max, config.limits.bytes_held_max), (100, 1 << 20));
-    assert_eq!((config.reply.instance.as_deref(), config.reply.replication_factor), (Some("pod-1"), 3));
-    assert_eq!((config.drain.notice.as_secs(), config.drain.timeout.as_secs()), (5, 3600));
-    assert_eq!((config.log.format, config.log.filter.as_str(), config.shards), (LogFormat::Json, "debug", 3));
+    assert_eq!(config.gateway.grpc.listen.to_string(), "127.0.0.1:1");
+    assert_eq!((config.gateway.grpc.message_bytes_max, config.gateway.grpc.reflection), (1 << 20, false));
+    assert_eq!(config.gateway.grpc.metadata_forward, ["x-tenant", "authorization"]);
+    assert_eq!(config.gateway.admin.listen.to_string(), "0.0.0.0:2");
+    assert_eq!((config.gateway.limits.in_flight_max, config.gateway.limits.bytes_held_max), (100, 1 << 20));
+    assert_eq!(
+        (config.gateway.reply.instance.as_deref(), config.gateway.reply.replication_factor),
+        (Some("pod-1"), 3)
+    );
+    assert_eq!((config.gateway.drain.notice.as_secs(), config.gateway.drain.timeout.as_secs()), (5, 3600));
+    assert_eq!(
+        (config.log.format, config.log.filter.as_str(), config.gateway.shards),
+        (LogFormat::Json, "debug", 3)
+    );
     let route = &table.routes()[0];
     assert_eq!((&*route.request_topic, route.timeout.as_secs()), ("q", 7));
     assert_eq!(route.key.as_ref().unwrap().as_str(), "id");
@@ -202,8 +202,11 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
     ];
     let flags = Flags { listen: Some(":3".into()), ..folder.flags() };
     let config = load_from(&flags, &variables).unwrap();
-    assert_eq!(config.kafka.bootstrap_servers, ["env:1", "env:2"]);
-    assert_eq!((config.grpc.listen.port(), config.admin.listen.port(), config.shards), (3, 11, 2));
+    assert_eq!(config.gateway.kafka.bootstrap_servers, ["env:1", "env:2"]);
+    assert_eq!(
+        (config.gateway.grpc.listen.port(), config.gateway.admin.listen.port(), config.gateway.shards),
+        (3, 11, 2)
+    );
 }
 
 #[test]
@@ -211,7 +214,7 @@ fn the_environment_can_name_the_file() {
     let folder = Folder::new("shards = 5");
     let path = folder.path("a.toml");
     let config = load_from(&Flags::default(), &[("ANTIPHON_CONFIG", path.to_str().unwrap())]).unwrap();
-    assert_eq!(config.shards, 5);
+    assert_eq!(config.gateway.shards, 5);
 }
 
 #[test]
@@ -230,12 +233,12 @@ fn variables_of_service_links_are_passed_over() {
 
 #[test]
 fn tls_and_sasl_are_there_when_they_are_named() {
-    assert_eq!(loaded("[kafka.tls]").kafka.tls, Some(TlsConfig::default()));
-    assert_eq!(loaded("[kafka.tls]\nenabled = false").kafka.tls, None);
+    assert_eq!(loaded("[kafka.tls]").gateway.kafka.tls, Some(TlsConfig::default()));
+    assert_eq!(loaded("[kafka.tls]\nenabled = false").gateway.kafka.tls, None);
     let enabled = load_from(&Flags::default(), &[("ANTIPHON_KAFKA_TLS_ENABLED", "true")]).unwrap();
-    assert_eq!(enabled.kafka.tls, Some(TlsConfig::default()));
+    assert_eq!(enabled.gateway.kafka.tls, Some(TlsConfig::default()));
     let token = loaded("[kafka.sasl]\nmechanism = \"OAUTHBEARER\"\npassword = \"token\"");
-    assert_eq!(token.kafka.sasl.unwrap().username, "");
+    assert_eq!(token.gateway.kafka.sasl.unwrap().username, "");
 }
 
 #[test]

@@ -66,9 +66,16 @@ impl Trace {
 pub struct Failure {
     /// Why.
     #[source]
-    pub why: Why,
+    pub why: Box<Why>,
     /// What is known of its request.
     pub trace: Trace,
+}
+
+impl Failure {
+    /// Puts both together.
+    pub fn new(why: Why, trace: Trace) -> Self {
+        Self { why: Box::new(why), trace }
+    }
 }
 
 /// Why a call ends without a worker's answer.

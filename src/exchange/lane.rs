@@ -244,9 +244,8 @@ fn next_batch(waiting: &mut VecDeque<Parcel>) -> Vec<Parcel> {
     let mut bytes = 0;
     while let Some(parcel) = waiting.front() {
         bytes += parcel.record.size();
-        let fits = bytes <= limits::BATCH_BYTES_MAX && batch.len() < limits::BATCH_RECORDS_MAX;
-        let alike = batch.first().is_none_or(|first: &Parcel| first.compression == parcel.compression);
-        if !batch.is_empty() && !(fits && alike) {
+        let full = bytes > limits::BATCH_BYTES_MAX || batch.len() >= limits::BATCH_RECORDS_MAX;
+        if batch.first().is_some_and(|first: &Parcel| full || first.compression != parcel.compression) {
             break;
         }
         batch.extend(waiting.pop_front());

@@ -154,7 +154,7 @@ impl Exchange {
 
     /// One call, from its message to its answer, within its deadline.
     pub async fn call(&self, route: &Arc<Route>, request: Request) -> Result<Answer, Failure> {
-        let unsent = |why| Failure { why, trace: Trace::nothing_sent(Arc::clone(&route.request_topic)) };
+        let unsent = |why| Failure::new(why, Trace::nothing_sent(Arc::clone(&route.request_topic)));
         let deadline = request.deadline;
 
         self.accepts(deadline).map_err(unsent)?;
@@ -261,7 +261,7 @@ impl Exchange {
     ) -> Result<Answer, Failure> {
         let completion = timeout_at(deadline.at(), ticket.wait()).await;
         let trace = trace(route, &ticket);
-        let failed = |why| Err(Failure { why, trace: trace.clone() });
+        let failed = |why| Err(Failure::new(why, trace.clone()));
         match completion {
             Ok(Completion::Reply(record)) => {
                 let offset = record.offset;

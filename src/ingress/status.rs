@@ -37,7 +37,7 @@ const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 pub(super) fn of_failure(failure: &Failure) -> Status {
     let message = sentence(&failure.why);
     let mut trailers = of_trace(&failure.trace);
-    let code = match &failure.why {
+    let code = match &*failure.why {
         Why::NotReady | Why::Draining | Why::NoSuchTopic(_) | Why::NotSent(_) => Code::Unavailable,
         Why::Overloaded { retry_after, .. } => {
             return overloaded(message, *retry_after, trailers);
@@ -165,7 +165,7 @@ mod tests {
     #[test]
     fn a_time_out_tells_where_the_request_is() {
         let at = Coordinates { partition: 3, offset: Some(41) };
-        let status = of_failure(&Failure { why: Why::TimedOut, trace: trace(Outcome::Sent, Some(at)) });
+        let status = of_failure(&Failure::new(Why::TimedOut, trace(Outcome::Sent, Some(at))));
         assert_eq!(status.code(), Code::DeadlineExceeded);
         let trailer =
             |name: &str| status.metadata().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
@@ -176,7 +176,7 @@ mod tests {
     #[test]
     fn an_overload_says_when_to_come_back() {
         let why = Why::Overloaded { what: "x", limit: 5, retry_after: Duration::from_millis(1_250) };
-        let status = of_failure(&Failure { why, trace: trace(Outcome::NotSent, None) });
+        let status = of_failure(&Failure::new(why, trace(Outcome::NotSent, None)));
         assert_eq!(status.code(), Code::ResourceExhausted);
         assert_eq!(status.metadata().get("grpc-retry-pushback-ms").unwrap(), "1250");
         let details = RpcStatus::decode(status.details()).unwrap();
@@ -187,7 +187,7 @@ mod tests {
     #[test]
     fn causes_are_told_once() {
         let why = Why::Refused(Arc::from("TopicAuthorizationFailed"));
-        let status = of_failure(&Failure { why, trace: trace(Outcome::NotSent, None) });
+        let status = of_failure(&Failure::new(why, trace(Outcome::NotSent, None)));
         assert_eq!(status.message(), "Kafka refused the request: TopicAuthorizationFailed");
     }
 }

@@ -58,7 +58,7 @@ impl Unary {
             Ok(message) => message.map_err(status::of_unread_message)?,
             Err(_) => {
                 let trace = Trace::nothing_sent(Arc::clone(&route.request_topic));
-                return Err(status::of_failure(&Failure { why: Why::TooLate, trace }));
+                return Err(status::of_failure(&Failure::new(Why::TooLate, trace)));
             }
         };
         let answered = self.exchange.call(route, Call { message, metadata, deadline }).await;
@@ -159,7 +159,7 @@ fn encoding_name(encoding: CompressionEncoding) -> HeaderValue {
 
 fn log_failure(route: &Route, failure: &Failure) {
     let Failure { why, trace } = failure;
-    let expected = matches!(why, Why::BadMessage(_)) || trace.outcome == Outcome::NotSent;
+    let expected = matches!(**why, Why::BadMessage(_)) || trace.outcome == Outcome::NotSent;
     let id = trace.id.map(tracing::field::display);
     let at = trace.at;
     if expected {

@@ -28,7 +28,14 @@ async fn what_the_caller_got_wrong() {
     let large = framed(&[0x1a; 2_000]);
     let keyless = framed(b"\x10\x01");
     let cases: [(&str, &str, &[(&str, &str)], &Bytes, Code, &str); 13] = [
-        ("unknown service", "/no.Such/Method", &[], &pay, Code::Unimplemented, "/no.Such/Method: no such service here"),
+        (
+            "unknown service",
+            "/no.Such/Method",
+            &[],
+            &pay,
+            Code::Unimplemented,
+            "/no.Such/Method: no such service here",
+        ),
         (
             "unknown method",
             "/payments.v1.PaymentService/Charge",
@@ -50,7 +57,14 @@ async fn what_the_caller_got_wrong() {
         ("no message", PAY, &[], &Bytes::new(), Code::Internal, "a unary call needs one message"),
         ("half a prefix", PAY, &[], &no_prefix, Code::Internal, ""),
         ("too large", PAY, &[], &large, Code::ResourceExhausted, "Error, decoded message length too large"),
-        ("deadline of zero", PAY, &[("grpc-timeout", "0n")], &pay, Code::DeadlineExceeded, "the deadline had passed"),
+        (
+            "deadline of zero",
+            PAY,
+            &[("grpc-timeout", "0n")],
+            &pay,
+            Code::DeadlineExceeded,
+            "the deadline had passed",
+        ),
         (
             "too many digits",
             PAY,
@@ -117,9 +131,24 @@ async fn a_partition_that_does_not_exist_is_named() {
 async fn replies_that_make_no_sense_are_internal() {
     type Headers = &'static [(&'static str, &'static str)];
     let cases: [(&str, Option<&'static [u8]>, Headers, &str); 4] = [
-        ("word for a status", Some(b""), &[("grpc-status", "fine")], "its grpc-status header \"fine\" is no status code"),
-        ("status out of range", Some(b""), &[("grpc-status", "17")], "its grpc-status header \"17\" is no status code"),
-        ("bad details", Some(b""), &[("grpc-status", "3"), ("grpc-status-details-bin", "?")], "is not base64"),
+        (
+            "word for a status",
+            Some(b""),
+            &[("grpc-status", "fine")],
+            "its grpc-status header \"fine\" is no status code",
+        ),
+        (
+            "status out of range",
+            Some(b""),
+            &[("grpc-status", "17")],
+            "its grpc-status header \"17\" is no status code",
+        ),
+        (
+            "bad details",
+            Some(b""),
+            &[("grpc-status", "3"), ("grpc-status-details-bin", "?")],
+            "is not base64",
+        ),
         ("tombstone", None, &[], "it has no value (a tombstone) and no grpc-status"),
     ];
     let gateway = TestGateway::build().start().await;
@@ -136,7 +165,11 @@ async fn replies_that_make_no_sense_are_internal() {
 }
 
 /// Finds the newest request on the echo topic and replies to it.
-async fn answer_by_hand(gateway: &TestGateway, value: Option<&'static [u8]>, headers: &[(&'static str, &'static str)]) {
+async fn answer_by_hand(
+    gateway: &TestGateway,
+    value: Option<&'static [u8]>,
+    headers: &[(&'static str, &'static str)],
+) {
     let id = next_correlation_id(gateway, "echo.v1.EchoService").await;
     let mut all = vec![(HeaderName::Borrowed("kafka_correlationId"), id)];
     all.extend(headers.iter().map(|(n, v)| (HeaderName::Borrowed(*n), Bytes::from_static(v.as_bytes()))));

@@ -9,13 +9,13 @@ use antiphon::worker::samples::{Samples, echo};
 use bytes::Bytes;
 use tokio::net::TcpListener;
 use tonic::Code;
-use tonic_health::pb::health_client::HealthClient;
-use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_reflection::pb::v1::ServerReflectionRequest;
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
-use tonic_reflection::pb::v1::ServerReflectionRequest;
 
 use crate::harness::{ECHO, PATIENCE, TestGateway, unary};
 
@@ -106,7 +106,8 @@ async fn a_broker_that_is_none_is_named_within_the_start_timeout() {
     let garbage_address = garbage.local_addr().unwrap();
     let talker = tokio::spawn(async move {
         while let Ok((mut stream, _)) = garbage.accept().await {
-            let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+            let _ =
+                tokio::io::AsyncWriteExt::write_all(&mut stream, b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
         }
     });
     let refusing = {
@@ -124,7 +125,10 @@ async fn a_broker_that_is_none_is_named_within_the_start_timeout() {
                 bootstrap_servers: vec![address.to_string()],
                 ..Default::default()
             },
-            grpc: antiphon::ingress::config::Config { listen: ([127, 0, 0, 1], 0).into(), ..Default::default() },
+            grpc: antiphon::ingress::config::Config {
+                listen: ([127, 0, 0, 1], 0).into(),
+                ..Default::default()
+            },
             admin: antiphon::admin::config::Config { listen: ([127, 0, 0, 1], 0).into() },
             reply: antiphon::exchange::config::ReplyConfig {
                 start_timeout: Duration::from_millis(800),
@@ -138,7 +142,8 @@ async fn a_broker_that_is_none_is_named_within_the_start_timeout() {
         };
         let routes = antiphon::route::compile(&sources).unwrap();
         let began = Instant::now();
-        let started = tokio::time::timeout(PATIENCE, antiphon::app::Gateway::start(config, routes)).await.unwrap();
+        let started =
+            tokio::time::timeout(PATIENCE, antiphon::app::Gateway::start(config, routes)).await.unwrap();
         let error = started.unwrap_err();
         assert!(matches!(error, StartError::Kafka { .. }), "{name}: {error}");
         let text = error.to_string();

@@ -20,7 +20,9 @@ async fn foreign_late_and_request_like_records_are_counted_and_passed_over() {
     let foreign = Minter::new(0, 1, [9; 32]).mint(3);
     let foreign = Bytes::copy_from_slice(&foreign.to_text());
     gateway.write_reply(record(vec![("kafka_correlationId", foreign.clone())])).await;
-    gateway.write_reply(record(vec![("kafka_correlationId", foreign), ("kafka_replyTopic", Bytes::from("t"))])).await;
+    gateway
+        .write_reply(record(vec![("kafka_correlationId", foreign), ("kafka_replyTopic", Bytes::from("t"))]))
+        .await;
     gateway.write_reply(record(vec![("kafka_correlationId", Bytes::from_static(b"\xff\x00"))])).await;
     gateway.write_reply(record(vec![])).await;
 

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use antiphon::config::{self, Flags};
 use antiphon::route::{Partitioning, Route, RouteTable, show_duration};
 
-use crate::EXIT_CONFIG;
+use crate::exit;
 
 const HEAD: [&str; 9] =
     ["METHOD", "TOPIC", "KEY", "PARTITION", "TIMEOUT(max)", "MODE", "DIALECT", "FORMAT", "IDEMPOTENCY"];
@@ -23,7 +23,7 @@ pub(crate) fn run(flags: &Flags) -> ExitCode {
         Err(mistakes) => {
             eprintln!("{mistakes}");
             eprintln!("{}", count(mistakes.len(), "mistake"));
-            ExitCode::from(EXIT_CONFIG)
+            exit::CONFIG.into()
         }
     }
 }

@@ -1,12 +1,12 @@
 //! `antiphon demo`: broker, workers and gateway in one process, with nothing
 //! to install.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing is what this command is for")]
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use antiphon::app::{Config, Gateway};
-use antiphon::config::DemoFlags;
 use antiphon::dev_broker::{self, DevBroker};
 use antiphon::kafka::{Connector, KafkaCluster};
 use antiphon::route::{self, RouteTable, Sources};
@@ -20,6 +20,14 @@ use tokio::net::TcpListener;
 use crate::exit;
 use crate::serve::{Stop, announce, block_on, could_not_start, until_stopped};
 
+/// The flags of `antiphon demo`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct DemoFlags {
+    /// Address of the gRPC listener [default: 127.0.0.1:50051, or a free port]
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+}
+
 /// Partitions of each request topic.
 const PARTITIONS: i32 = 6;
 
@@ -31,7 +39,7 @@ const PROTOS: [(&str, &str); 3] = [
 ];
 
 /// Starts all three and serves until a signal.
-pub fn run(flags: &DemoFlags) -> ExitCode {
+pub(crate) fn run(flags: &DemoFlags) -> ExitCode {
     let log = telemetry::config::Config { filter: "warn".to_owned(), ..Default::default() };
     if let Err(error) = telemetry::init(&log) {
         eprintln!("antiphon: {error}");
@@ -76,10 +84,7 @@ async fn demo(listen: Option<SocketAddr>, routes: RouteTable) -> ExitCode {
 /// What the demo needs alive beside its gateway.
 type Parts = (DevBroker, Worker);
 
-async fn start(
-    listen: Option<SocketAddr>,
-    routes: RouteTable,
-) -> Result<(Gateway, Stop, Parts), ExitCode> {
+async fn start(listen: Option<SocketAddr>, routes: RouteTable) -> Result<(Gateway, Stop, Parts), ExitCode> {
     let failed = |what: &str, error: &dyn std::fmt::Display| {
         eprintln!("antiphon: {what}: {error}");
         ExitCode::from(exit::UNAVAILABLE)
@@ -106,7 +111,8 @@ async fn start(
 
     let connector = Connector::new(&config.kafka).map_err(|error| failed("Kafka settings", &error))?;
     let cluster: Arc<dyn Cluster> = Arc::new(KafkaCluster::new(&config.kafka, Arc::new(connector)));
-    let worker = Worker::start(cluster, &TOPICS, Arc::new(Samples::default()), &Supervisor::new());
+    let supervisor = Supervisor::new();
+    let worker = Worker::start(cluster, &TOPICS, Arc::new(Samples::default()), &supervisor);
     let worker = worker.await.map_err(|error| failed("the sample workers could not start", &error))?;
     let gateway = Gateway::start(config, routes).await.map_err(|error| could_not_start(&error))?;
     Ok((gateway, stop, (broker, worker)))

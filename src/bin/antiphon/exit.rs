@@ -4,24 +4,24 @@ use std::process::ExitCode;
 
 /// A failure that is one of ours, by number.
 #[derive(Debug, Clone, Copy)]
-pub struct Exit(u8);
+pub(crate) struct Exit(u8);
 
 /// The command line is wrong (EX_USAGE).
-pub const USAGE: Exit = Exit(64);
+pub(crate) const USAGE: Exit = Exit(64);
 /// Something needed is not there: Kafka, a port (EX_UNAVAILABLE).
-pub const UNAVAILABLE: Exit = Exit(69);
+pub(crate) const UNAVAILABLE: Exit = Exit(69);
 /// A defect, or calls that had to be cut (EX_SOFTWARE).
-pub const SOFTWARE: Exit = Exit(70);
+pub(crate) const SOFTWARE: Exit = Exit(70);
 /// The operating system refused something (EX_OSERR).
-pub const OS: Exit = Exit(71);
+pub(crate) const OS: Exit = Exit(71);
 /// The configuration is wrong (EX_CONFIG).
-pub const CONFIG: Exit = Exit(78);
+pub(crate) const CONFIG: Exit = Exit(78);
 /// Told to stop twice.
-pub const SECOND_SIGNAL: Exit = Exit(130);
+pub(crate) const SECOND_SIGNAL: Exit = Exit(130);
 
 impl Exit {
     /// For `std::process::exit`.
-    pub fn number(self) -> i32 {
+    pub(crate) fn number(self) -> i32 {
         i32::from(self.0)
     }
 }

@@ -1,16 +1,16 @@
 //! The command line: parses, runs, and exits with a code.
 
 mod check;
+#[cfg(feature = "dev-broker")]
+mod demo;
+mod exit;
+mod serve;
 
 use std::process::ExitCode;
 
 use antiphon::config::Flags;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
-
-/// Exit codes of sysexits.h.
-const EXIT_USAGE: u8 = 64;
-const EXIT_CONFIG: u8 = 78;
 
 /// A gRPC façade over Kafka request-reply.
 #[derive(Debug, Parser)]
@@ -22,6 +22,12 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Serve the methods of .proto files, answered through Kafka
+    #[command(after_help = SERVE_EXAMPLES)]
+    Serve(Flags),
+    /// Run broker, sample workers and gateway in one process; needs nothing
+    #[cfg(feature = "dev-broker")]
+    Demo(demo::DemoFlags),
     /// Show the routes that would be served, or what is wrong
     #[command(after_help = CHECK_EXAMPLES)]
     Check(Flags),
@@ -29,10 +35,22 @@ enum Command {
 
 const EXAMPLES: &str = "\
 Examples:
-  antiphon check --proto proto/payments/v1/payments.proto
+  antiphon demo
+  antiphon serve --proto proto/payments/v1/payments.proto --bootstrap-servers kafka-1:9092
   antiphon check --config antiphon.toml
 
-Exit codes: 64 for wrong usage, 78 for wrong configuration.";
+Exit codes: 64 for wrong usage, 69 if Kafka or a port cannot be had, 70 for a
+failure, 78 for wrong configuration.";
+
+const SERVE_EXAMPLES: &str = "\
+Examples:
+  antiphon serve --proto proto/payments/v1/payments.proto
+  antiphon serve --config antiphon.toml --listen 0.0.0.0:50051
+  ANTIPHON_KAFKA_SASL_PASSWORD_FILE=/run/secrets/kafka antiphon serve --config antiphon.toml
+
+Prints one line on standard output when it is ready; logs go to standard error.
+SIGTERM and SIGINT drain: health turns NOT_SERVING, calls in flight finish, new
+ones get UNAVAILABLE. A second signal exits at once.";
 
 const CHECK_EXAMPLES: &str = "\
 Examples:
@@ -54,6 +72,9 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> ExitCode {
     match command {
+        Command::Serve(flags) => serve::run(&flags),
+        #[cfg(feature = "dev-broker")]
+        Command::Demo(flags) => demo::run(&flags),
         Command::Check(flags) => check::run(&flags),
     }
 }
@@ -64,6 +85,6 @@ fn refuse(error: &clap::Error) -> ExitCode {
     let _ = error.print();
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
-        _ => ExitCode::from(EXIT_USAGE),
+        _ => exit::USAGE.into(),
     }
 }

@@ -1,19 +1,20 @@
 //! `antiphon serve`: a gateway until SIGTERM or SIGINT.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing is what this command is for")]
 
 use std::io::Write as _;
 use std::process::ExitCode;
 
 use antiphon::app::{self, Gateway, StartError};
 use antiphon::config::{self, Flags};
-use antiphon::route::{self, RouteTable};
+use antiphon::route::RouteTable;
 use antiphon::telemetry;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::exit;
 
 /// Loads, starts, serves, drains.
-pub fn run(flags: &Flags) -> ExitCode {
-    let (config, routes) = match load(flags) {
+pub(crate) fn run(flags: &Flags) -> ExitCode {
+    let (config, routes) = match config::load_with_routes(flags) {
         Ok(loaded) => loaded,
         Err(mistakes) => {
             eprintln!("{mistakes}");
@@ -27,14 +28,8 @@ pub fn run(flags: &Flags) -> ExitCode {
     block_on(serve(config.gateway, routes))
 }
 
-fn load(flags: &Flags) -> Result<(config::Config, RouteTable), route::Mistakes> {
-    let config = config::load(flags)?;
-    let routes = route::compile(&config.routes)?;
-    Ok((config, routes))
-}
-
 /// Runs the control thread.
-pub fn block_on(work: impl Future<Output = ExitCode>) -> ExitCode {
+pub(crate) fn block_on(work: impl Future<Output = ExitCode>) -> ExitCode {
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime.block_on(work),
         Err(error) => {
@@ -65,7 +60,7 @@ async fn serve(config: app::Config, routes: RouteTable) -> ExitCode {
 }
 
 /// Serves until a signal; a second one exits at once.
-pub async fn until_stopped(gateway: Gateway, mut stop: Stop) -> ExitCode {
+pub(crate) async fn until_stopped(gateway: Gateway, mut stop: Stop) -> ExitCode {
     let (requested, request) = tokio::sync::oneshot::channel();
     let signals = async move {
         stop.requested().await;
@@ -89,7 +84,7 @@ pub async fn until_stopped(gateway: Gateway, mut stop: Stop) -> ExitCode {
 }
 
 /// Says why, for people, and picks the exit code.
-pub fn could_not_start(error: &StartError) -> ExitCode {
+pub(crate) fn could_not_start(error: &StartError) -> ExitCode {
     eprintln!("antiphon: {error}");
     let exit = match error {
         StartError::Bind { .. } | StartError::Kafka { .. } | StartError::NotReady { .. } => exit::UNAVAILABLE,
@@ -100,7 +95,7 @@ pub fn could_not_start(error: &StartError) -> ExitCode {
 }
 
 /// One line that programs can read: what was started, where.
-pub fn announce(gateway: &Gateway) {
+pub(crate) fn announce(gateway: &Gateway) {
     println!(
         "antiphon ready grpc={} admin={} routes={} reply_topic={} ready_ms={}",
         gateway.grpc_address(),
@@ -114,19 +109,19 @@ pub fn announce(gateway: &Gateway) {
 }
 
 /// SIGTERM and SIGINT.
-pub struct Stop {
+pub(crate) struct Stop {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Stop {
     /// From now on the signals do not kill the process.
-    pub fn listen() -> std::io::Result<Self> {
+    pub(crate) fn listen() -> std::io::Result<Self> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
     /// The next signal.
-    pub async fn requested(&mut self) {
+    pub(crate) async fn requested(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
