@@ -31,6 +31,14 @@ READY_LINE = re.compile(
     re.MULTILINE,
 )
 EXIT_SECONDS_MAX = 20
+NOT_YET = {
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.NOT_COORDINATOR,
+}
 
 
 class Failure(AssertionError):
@@ -104,26 +112,28 @@ class Kafka:
         """A group that begins where the topics end now: what earlier tests left
         behind is not its work."""
         places = [TopicPartition(topic, partition) for topic in TOPICS for partition in range(PARTITIONS)]
-        latest = self.admin.list_offsets({place: OffsetSpec.latest() for place in places})
-        ends = [
-            TopicPartition(place.topic, place.partition, future.result(20).offset) for place, future in latest.items()
-        ]
 
         def commit():
+            latest = self.admin.list_offsets({place: OffsetSpec.latest() for place in places})
+            ends = [TopicPartition(p.topic, p.partition, found.result(20).offset) for p, found in latest.items()]
+            altered = self.admin.alter_consumer_group_offsets([ConsumerGroupTopicPartitions(group, ends)])
+            for future in altered.values():
+                future.result(20)
+
+        def committed():
             try:
-                for future in self.admin.alter_consumer_group_offsets(
-                    [ConsumerGroupTopicPartitions(group, ends)]
-                ).values():
-                    future.result(20)
-                return True
+                commit()
             except KafkaException as error:
-                if error.args[0].retriable():
+                # New topics have no leader yet, a new cluster no coordinator.
+                if error.args[0].code() in NOT_YET:
                     return False
                 raise
+            return True
 
-        wait_until(commit, 20, f"the group {group} is made", pause=0.2)
+        wait_until(committed, 20, f"the group {group} is made", pause=0.2)
 
     def stop(self):
+        self.admin = None  # It would complain of the broker's end.
         if self.started:
             subprocess.run([self.script, "stop"], check=True)
 
