@@ -23,7 +23,7 @@ import urllib.parse
 from importlib import resources
 from pathlib import Path
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka import Consumer, KafkaException, Producer
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc_tools import protoc
@@ -262,6 +262,7 @@ def clients(arguments):
         "group.id": arguments.group,
         "auto.offset.reset": "earliest",
         "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
         "session.timeout.ms": 10_000,
         "topic.metadata.refresh.interval.ms": 5_000,
     })  # fmt: skip
@@ -297,28 +298,32 @@ def next_batch(consumer):
 
 def serve(consumer, producer, handler, stopping):
     while not stopping:
-        batch = next_batch(consumer)
-        if not batch:
-            continue
-        for record in batch:
+        done = {}
+        for record in next_batch(consumer):
+            if stopping:
+                break  # The rest of the batch is the next worker's.
             handler.handle(record)
             producer.poll(0)
+            done[record.topic(), record.partition()] = record
+        if not done:
+            continue
         if handler.journal is not None:
             handler.journal.flush()
         unsent = producer.flush(FLUSH_SECONDS_MAX)
         if unsent:
             raise SystemExit(f"{unsent} replies not acknowledged within {FLUSH_SECONDS_MAX} s")
-        commit(consumer, asynchronous=True)
-    commit(consumer, asynchronous=False)
+        commit(consumer, done.values(), asynchronous=not stopping)
 
 
-def commit(consumer, asynchronous):
-    """Commits everything handled so far, which is everything consumed."""
+def commit(consumer, records, asynchronous):
+    """Commits what comes before and with these records, one of each partition."""
     try:
+        for record in records:
+            consumer.store_offsets(record)
         consumer.commit(asynchronous=asynchronous)
     except KafkaException as error:
-        if error.args[0].code() != KafkaError._NO_OFFSET:
-            log.warning("commit: %s; requests may come twice", error)
+        # Such as a partition that has gone to another worker meanwhile.
+        log.warning("commit: %s; requests may come twice", error)
 
 
 def parse_arguments():
