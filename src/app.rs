@@ -33,6 +33,8 @@ use crate::transport::{Cluster, ClusterError};
 const REVIEW_INTERVAL: Duration = Duration::from_millis(100);
 /// How often a drain looks whether calls are still in flight.
 const DRAIN_POLL: Duration = Duration::from_millis(10);
+/// Beyond the start's time limit, for finding out why nobody answers.
+const EXPLAIN_GRACE: Duration = Duration::from_millis(1_500);
 /// How long shard threads may take to end.
 const SHARDS_STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -183,7 +185,9 @@ impl Gateway {
         let routes = Arc::new(routes);
         let instance = new_instance(&config, &routes)?;
 
-        let cluster = Arc::new(KafkaCluster::new(&config.kafka, Arc::clone(&connector)));
+        let mut patient = config.kafka.clone();
+        patient.connect_timeout = patient.connect_timeout.min(config.reply.start_timeout);
+        let cluster = Arc::new(KafkaCluster::new(&patient, Arc::clone(&connector)));
         open_reply_path(&config, &instance, &cluster, began).await?;
 
         let supervisor = Supervisor::new();
@@ -294,7 +298,9 @@ impl Gateway {
         // Told here and not by the follower, so that it is certainly said
         // before any call is refused.
         self.health.set(&self.routes, Phase::Draining).await;
-        sleep(self.drain.notice).await;
+        if !self.drain.notice.is_zero() {
+            sleep(self.drain.notice).await;
+        }
         self.instance.drain();
         self.lifecycle.send_replace(Lifecycle::Draining);
 

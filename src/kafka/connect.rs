@@ -12,10 +12,16 @@ use rustls::RootCertStore;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
 use super::config::{Config, SaslConfig, SaslMechanism, TlsConfig};
 use super::explain;
 use crate::limits;
 use crate::transport::ClusterError;
+
+/// One look whether anybody listens.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Settings that can't be used, found before anything is connected.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +87,31 @@ impl Connector {
             builder = builder.sasl_config(sasl.clone());
         }
         builder.build().await.map_err(|error| explain::cluster_error(&error, ""))
+    }
+}
+
+impl Connector {
+    /// Nobody has answered within `limit`: whether anybody listens at all is
+    /// what the reader of the error wants to know first.
+    pub(super) async fn explain_silence(&self, limit: Duration) -> ClusterError {
+        let mut listening = Vec::new();
+        for server in &self.bootstrap_servers {
+            if let Ok(Ok(_)) = timeout(PROBE_TIMEOUT, TcpStream::connect(server)).await {
+                listening.push(server.as_str());
+            }
+        }
+        let text = if listening.is_empty() {
+            format!(
+                "no answer within {limit:?}, not even to a TCP connection: is the address right, is a firewall between?"
+            )
+        } else {
+            format!(
+                "no answer within {limit:?}, although {} takes connections: is this a Kafka broker, \
+                 and does it expect TLS where none is set?",
+                listening.join(",")
+            )
+        };
+        ClusterError::Unreachable(text)
     }
 }
 

@@ -28,6 +28,7 @@ use rskafka::client::Client;
 use rskafka::client::error::{Error as ClientError, ProtocolError};
 use rskafka::client::partition::{PartitionClient, UnknownTopicHandling};
 use tokio::sync::Mutex;
+use tokio::time::timeout;
 
 use crate::transport::{Cluster, ClusterError, PartitionReader, PartitionWriter, Topic};
 use config::Config;
@@ -90,7 +91,10 @@ impl KafkaCluster {
     where
         F: Future<Output = Result<T, ClusterError>>,
     {
-        let client = within(limit, self.client()).await?;
+        let client = match timeout(limit, self.client()).await {
+            Ok(client) => client?,
+            Err(_) => return Err(self.connector.explain_silence(limit).await),
+        };
         let answer = within(limit, request(Arc::clone(&client))).await;
         if matches!(answer, Err(ClusterError::Unreachable(_))) {
             self.forget(&client).await;
@@ -184,7 +188,7 @@ async fn within<T>(
     limit: Duration,
     request: impl Future<Output = Result<T, ClusterError>>,
 ) -> Result<T, ClusterError> {
-    match tokio::time::timeout(limit, request).await {
+    match timeout(limit, request).await {
         Ok(answer) => answer,
         Err(_) => Err(ClusterError::Unreachable(format!("no answer within {limit:?}"))),
     }
