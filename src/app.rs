@@ -20,7 +20,7 @@ use crate::admin::Admin;
 use crate::backoff::Backoff;
 use crate::correlation::Minter;
 use crate::exchange::budget::Budget;
-use crate::exchange::{Exchange, Instance, Phase, Settings};
+use crate::exchange::{Exchange, Instance, Parts, Phase, Settings};
 use crate::ingress::{self, Acceptor, Health, Lifecycle, Reflection, Seat};
 use crate::kafka::{ConnectError, Connector, KafkaCluster};
 use crate::limits;
@@ -51,6 +51,10 @@ pub struct Config {
     pub limits: crate::exchange::config::LimitsConfig,
     /// How replies come back.
     pub reply: crate::exchange::config::ReplyConfig,
+    /// Failing fast.
+    pub circuit: crate::exchange::config::CircuitConfig,
+    /// Calls with an idempotency key.
+    pub idempotency: crate::exchange::config::IdempotencyConfig,
     /// The end.
     pub drain: DrainConfig,
     /// `shards` (`ANTIPHON_SHARDS`): threads that serve calls, 1 to 256.
@@ -66,6 +70,8 @@ impl Default for Config {
             admin: Default::default(),
             limits: Default::default(),
             reply: Default::default(),
+            circuit: Default::default(),
+            idempotency: Default::default(),
             drain: DrainConfig::default(),
             shards: std::thread::available_parallelism().map_or(1, usize::from).min(limits::SHARDS_MAX),
         }
@@ -250,6 +256,7 @@ impl Gateway {
         // Connections were queued by the kernel until now.
         gateway._tasks.push(gateway.supervisor.spawn("acceptor", acceptor.run(grpc)));
         gateway.warn_of_missing_topics();
+        gateway.make_dead_letter_topics(config.reply.replication_factor).await;
         gateway.started_in = began.elapsed();
         Ok(gateway)
     }
@@ -319,14 +326,32 @@ impl Gateway {
         if left == 0 { Ok(()) } else { Err(StopError::CallsCut(left)) }
     }
 
+    /// Waits for the calls in flight, and then for what they left to write.
     async fn drain_calls(&self) -> usize {
         let deadline = Instant::now() + self.drain.timeout;
         loop {
-            let left = self.instance.budget.calls() as usize;
-            if left == 0 || Instant::now() >= deadline {
-                return left;
+            let calls = self.instance.budget.calls() as usize;
+            if calls + self.instance.aftermath() == 0 || Instant::now() >= deadline {
+                return calls;
             }
             sleep(DRAIN_POLL).await;
+        }
+    }
+
+    /// Dead letters should not be lost because nobody has made their topics:
+    /// each has as many partitions as its request topic.
+    async fn make_dead_letter_topics(&self, replication_factor: i16) {
+        let known = self.instance.directory.snapshot();
+        for route in self.routes.routes() {
+            let topic = &route.dead_letter_topic;
+            if route.dead_letter_on.is_empty() || known.contains_key(&**topic) {
+                continue;
+            }
+            let partitions = known.get(&*route.request_topic).copied().unwrap_or(1);
+            match self.cluster.create_topic(topic, partitions, replication_factor).await {
+                Ok(()) | Err(ClusterError::TopicExists(_)) => self.instance.directory.look_again(),
+                Err(error) => tracing::error!(%topic, %error, "dead-letter topic could not be created"),
+            }
         }
     }
 
@@ -385,7 +410,15 @@ fn new_instance(config: &Config, routes: &RouteTable) -> Result<Arc<Instance>, S
         .collect::<Result<Vec<_>, StartError>>()?;
     let heartbeat_age_max =
         Duration::from_millis(limits::HEARTBEAT_AGE_MAX_MS).max(config.reply.heartbeat_interval * 3);
-    Ok(Instance::new(name, topic, heartbeat_age_max, pendings, Budget::new(&config.limits, routes)))
+    Ok(Instance::new(Parts {
+        name,
+        reply_topic: topic,
+        heartbeat_age_max,
+        pendings,
+        budget: Budget::new(&config.limits, routes),
+        circuit: config.circuit.clone(),
+        idempotency: config.idempotency.clone(),
+    }))
 }
 
 /// The host's name, as far as a topic's name can hold it, and a random part.
@@ -413,9 +446,8 @@ async fn open_reply_path(
     let deadline = began + config.reply.start_timeout;
     let mut backoff = Backoff::default();
     loop {
-        let opened =
-            timeout(deadline.saturating_duration_since(Instant::now()), try_open(config, instance, cluster));
-        let source = match opened.await {
+        let left = deadline.saturating_duration_since(Instant::now()) + EXPLAIN_GRACE;
+        let source = match timeout(left, try_open(config, instance, cluster)).await {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(error)) => error,
             Err(_) => ClusterError::Unreachable("no answer".to_owned()),

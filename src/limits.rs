@@ -102,3 +102,20 @@ pub const RESPONSE_METADATA_BYTES_MAX: usize = 8 * 1024;
 pub const STATUS_MESSAGE_BYTES_MAX: usize = 2 * 1024;
 /// Bytes of an idempotency key.
 pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 256;
+
+/// Age at which an idempotency key is forgotten.
+pub const IDEMPOTENCY_WINDOW_MS: u64 = 300_000;
+/// Idempotency keys remembered, process-wide.
+pub const IDEMPOTENCY_KEYS_MAX: usize = 100_000;
+/// Bytes of replies kept for their keys, process-wide.
+pub const IDEMPOTENCY_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// How long a dead letter or a cancel record is tried for.
+pub const AFTERMATH_TIMEOUT_MS: u64 = 30_000;
+/// Timed-out calls whose late replies are still recognised, process-wide.
+pub const DEAD_LETTERS_REMEMBERED_MAX: usize = 50_000;
+/// How long an open circuit refuses calls.
+pub const CIRCUIT_OPEN_MS: u64 = 10_000;
+/// The most that `idempotency.keys_max` may be set to.
+pub const IDEMPOTENCY_KEYS_CEILING: usize = 10_000_000;
+/// The most that `idempotency.bytes_max` may be set to.
+pub const IDEMPOTENCY_BYTES_CEILING: usize = 64 * 1024 * 1024 * 1024;

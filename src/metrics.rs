@@ -34,6 +34,15 @@ pub struct Metrics {
     pub produced_batches: Counter,
     /// `antiphon_produce_errors_total{kind}`: produce requests that failed.
     pub produce_errors: Family<ProduceErrorLabels, Counter>,
+    /// `antiphon_dead_letters_total{class}`: dead letters handed to their lane.
+    pub dead_letters: Family<DeadLetterLabels, Counter>,
+    /// `antiphon_aftermath_lost_total`: dead letters and cancel records that
+    /// could not be written.
+    pub aftermath_lost: Counter,
+    /// `antiphon_circuit_opened_total`: circuits that opened.
+    pub circuit_opened: Counter,
+    /// `antiphon_idempotent_total{kind}`: calls with an idempotency key.
+    pub idempotent: Family<IdempotentLabels, Counter>,
     /// `antiphon_reader_errors_total`: fetches from the reply topic that failed.
     pub reader_errors: Counter,
 }
@@ -63,6 +72,20 @@ pub struct ProduceErrorLabels {
     pub kind: &'static str,
 }
 
+/// Labels of `antiphon_dead_letters_total`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct DeadLetterLabels {
+    /// Why: timeout, undecodable-reply, rejected or late-reply.
+    pub class: &'static str,
+}
+
+/// Labels of `antiphon_idempotent_total`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct IdempotentLabels {
+    /// What became of the call: first, joined, kept, conflict or full.
+    pub kind: &'static str,
+}
+
 impl Default for Metrics {
     fn default() -> Self {
         Self::new()
@@ -83,6 +106,10 @@ impl Metrics {
             produced_records: Counter::default(),
             produced_batches: Counter::default(),
             produce_errors: Family::default(),
+            dead_letters: Family::default(),
+            aftermath_lost: Counter::default(),
+            circuit_opened: Counter::default(),
+            idempotent: Family::default(),
             reader_errors: Counter::default(),
         };
         metrics.register();
@@ -108,6 +135,18 @@ impl Metrics {
             "Produce requests that failed, by what is known",
             self.produce_errors.clone(),
         );
+        registry.register(
+            "dead_letters",
+            "Dead letters handed to their lane, by class",
+            self.dead_letters.clone(),
+        );
+        registry.register(
+            "aftermath_lost",
+            "Dead letters and cancel records that could not be written",
+            self.aftermath_lost.clone(),
+        );
+        registry.register("circuit_opened", "Circuits that opened", self.circuit_opened.clone());
+        registry.register("idempotent", "Calls with an idempotency key, by kind", self.idempotent.clone());
         registry.register(
             "reader_errors",
             "Fetches from the reply topic that failed",

@@ -166,8 +166,8 @@ impl Pending {
         slots.all.len() - slots.free.len()
     }
 
-    /// Hands a reply in.
-    pub fn resolve(&self, id: CorrelationId, reply: Received) -> Verdict {
+    /// Hands a reply in; it is taken only when a waiting call gets it.
+    pub fn resolve(&self, id: CorrelationId, reply: &mut Option<Received>) -> Verdict {
         let mut slots = self.lock();
         let Some(slot) = slots.all.get_mut(id.slot() as usize) else { return self.unheard_of(id) };
         if slot.id != id {
@@ -175,6 +175,7 @@ impl Pending {
         }
         match slot.state {
             State::Waiting { wait_for: WaitFor::Reply, .. } => {
+                let Some(reply) = reply.take() else { return Verdict::Duplicate };
                 let waker = slot.complete(Completion::Reply(Box::new(reply)));
                 drop(slots);
                 wake(waker);
@@ -235,6 +236,16 @@ impl Pending {
             let waker = slot.complete(Completion::Failed(failure));
             drop(slots);
             wake(waker);
+        }
+    }
+
+    /// What is known of a call's request by now; `None` when it has ended.
+    pub fn progress_of(&self, id: CorrelationId) -> Option<Progress> {
+        match self.lock().live(id) {
+            Some(Slot { state: State::Waiting { progress, .. } | State::Done { progress, .. }, .. }) => {
+                Some(progress.clone())
+            }
+            _ => None,
         }
     }
 
@@ -338,16 +349,11 @@ impl Ticket {
 
     /// What is known of the request by now.
     pub fn progress(&self) -> Progress {
-        match self.pending.lock().live(self.id) {
-            Some(Slot { state: State::Waiting { progress, .. } | State::Done { progress, .. }, .. }) => {
-                progress.clone()
-            }
-            _ => Progress::Queued,
-        }
+        self.pending.progress_of(self.id).unwrap_or(Progress::Queued)
     }
 
-    /// Ends the call because its deadline has passed.
-    pub fn time_out(mut self) {
+    /// The call's deadline has passed; whenever it ends now, it has timed out.
+    pub fn mark_timed_out(&mut self) {
         self.ended = Ended::TimedOut;
     }
 }
@@ -380,8 +386,8 @@ mod tests {
         Pending::new(9, Minter::new(0, 9, [1; 32]), slots_max)
     }
 
-    fn reply(offset: i64) -> Received {
-        Received { offset, timestamp_ms: 0, key: None, value: None, headers: Vec::new() }
+    fn reply(offset: i64) -> Option<Received> {
+        Some(Received { offset, timestamp_ms: 0, key: None, value: None, headers: Vec::new() })
     }
 
     #[tokio::test]
@@ -389,27 +395,28 @@ mod tests {
         let pending = pending(8);
         let mut ticket = pending.register(WaitFor::Reply).unwrap();
         let id = ticket.id();
-        assert_eq!(pending.resolve(id, reply(1)), Verdict::Delivered);
-        assert_eq!(pending.resolve(id, reply(2)), Verdict::Duplicate);
+        assert_eq!(pending.resolve(id, &mut reply(1)), Verdict::Delivered);
+        assert_eq!(pending.resolve(id, &mut reply(2)), Verdict::Duplicate);
         assert!(matches!(ticket.wait().await, Completion::Reply(r) if r.offset == 1));
         drop(ticket);
-        assert_eq!(pending.resolve(id, reply(3)), Verdict::Duplicate);
+        assert_eq!(pending.resolve(id, &mut reply(3)), Verdict::Duplicate);
         assert_eq!(pending.in_flight(), 0);
     }
 
     #[tokio::test]
     async fn what_comes_after_the_end_is_late() {
         let pending = pending(8);
-        let ticket = pending.register(WaitFor::Reply).unwrap();
+        let mut ticket = pending.register(WaitFor::Reply).unwrap();
         let timed_out = ticket.id();
-        ticket.time_out();
+        ticket.mark_timed_out();
+        drop(ticket);
         let given_up = pending.register(WaitFor::Reply).unwrap().id();
-        assert_eq!(pending.resolve(timed_out, reply(0)), Verdict::Late);
-        assert_eq!(pending.resolve(given_up, reply(0)), Verdict::Late);
+        assert_eq!(pending.resolve(timed_out, &mut reply(0)), Verdict::Late);
+        assert_eq!(pending.resolve(given_up, &mut reply(0)), Verdict::Late);
         assert!(!pending.begin_send(timed_out));
 
         let foreign = Minter::new(0, 10, [2; 32]).mint(0);
-        assert_eq!(pending.resolve(foreign, reply(0)), Verdict::Foreign);
+        assert_eq!(pending.resolve(foreign, &mut reply(0)), Verdict::Foreign);
     }
 
     #[tokio::test]
@@ -470,7 +477,7 @@ mod tests {
                     },
                     Step::Resolve(n) if n < tickets.len() => {
                         let (id, ticket, answered) = &mut tickets[n];
-                        let verdict = pending.resolve(*id, reply(n as i64));
+                        let verdict = pending.resolve(*id, &mut reply(n as i64));
                         prop_assert_eq!(verdict == Verdict::Delivered, ticket.is_some() && !*answered);
                         *answered |= verdict == Verdict::Delivered;
                     }

@@ -8,7 +8,9 @@ use std::time::Duration;
 use super::Config;
 use super::layers::Layers;
 use super::raw::{Found, Paths, Place};
-use super::sections::{Admin, Drain, Grpc, Kafka, Limits, Log, Proto, Reply, Sasl, Tls, Top};
+use super::sections::{
+    Admin, Circuit, Drain, Grpc, Idempotency, Kafka, Limits, Log, Proto, Reply, Sasl, Tls, Top,
+};
 use crate::admin::config as admin;
 use crate::app::{self, DrainConfig};
 use crate::exchange::config as exchange;
@@ -35,6 +37,8 @@ pub(super) fn resolve(layers: Layers, mistakes: &mut Mistakes) -> Resolved {
     let admin = judge.admin();
     let kafka = judge.kafka();
     let reply = judge.reply();
+    let circuit = judge.circuit();
+    let idempotency = judge.idempotency();
     let drain = judge.drain();
     let log = judge.log();
     judge.together(&limits, &grpc, &admin);
@@ -42,7 +46,7 @@ pub(super) fn resolve(layers: Layers, mistakes: &mut Mistakes) -> Resolved {
     let sources = judge.sources();
     let sources_complete = judge.mistakes.len() == before && !layers.unread;
     let routes = Sources { services: layers.services, methods: layers.methods, ..sources };
-    let gateway = app::Config { kafka, grpc, admin, limits, reply, drain, shards };
+    let gateway = app::Config { kafka, grpc, admin, limits, reply, circuit, idempotency, drain, shards };
     let config = Config { gateway, log, routes };
     Resolved { config, sources_complete }
 }
@@ -303,6 +307,26 @@ impl Judge<'_> {
                 self.mistakes.push(found.place.mistake(what).hint(hint));
                 default
             }
+        }
+    }
+
+    fn circuit(&mut self) -> exchange::CircuitConfig {
+        let part = Circuit::read(self.layers, self.mistakes);
+        let default = exchange::CircuitConfig::default();
+        exchange::CircuitConfig {
+            timeouts_max: self.within(part.timeouts_max, 0, limits::IN_FLIGHT_CEILING, default.timeouts_max),
+            open_for: value(part.open_for, |t| t.0, default.open_for),
+        }
+    }
+
+    fn idempotency(&mut self) -> exchange::IdempotencyConfig {
+        let part = Idempotency::read(self.layers, self.mistakes);
+        let default = exchange::IdempotencyConfig::default();
+        let bytes = part.bytes_max.map(|found| found.map(|bytes| bytes.0));
+        exchange::IdempotencyConfig {
+            window: value(part.window, |t| t.0, default.window),
+            keys_max: self.within(part.keys_max, 1, limits::IDEMPOTENCY_KEYS_CEILING, default.keys_max),
+            bytes_max: self.within(bytes, 1, limits::IDEMPOTENCY_BYTES_CEILING, default.bytes_max),
         }
     }
 

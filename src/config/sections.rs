@@ -174,6 +174,25 @@ sections! {
         start_timeout: Time = "30s",
     }
 
+    /// Calls that carry an idempotency-key.
+    Idempotency in "idempotency" {
+        /// How long a key is remembered, and a late reply to it waited for.
+        window: Time = "5m",
+        /// Keys remembered, process-wide.
+        keys_max: i64 = "100000",
+        /// Bytes of kept replies, process-wide; the oldest go first.
+        bytes_max: Bytes = "64MiB",
+    }
+
+    /// Failing fast when a topic's workers do not answer.
+    Circuit in "circuit" {
+        /// So many time-outs in a row on one request topic open its circuit; 0
+        /// never does.
+        timeouts_max: i64 = "0",
+        /// How long calls are refused before one of them is let through to try.
+        open_for: Time = "10s",
+    }
+
     /// The end of a process.
     Drain in "drain" {
         /// Between turning NOT_SERVING and refusing new calls.

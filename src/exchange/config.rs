@@ -69,3 +69,45 @@ impl Default for ReplyConfig {
         }
     }
 }
+
+/// Calls that carry an `idempotency-key`. TOML section `[idempotency]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdempotencyConfig {
+    /// `window` (`ANTIPHON_IDEMPOTENCY_WINDOW`): how long a key is remembered,
+    /// and a late reply to it waited for. Default: 5m.
+    pub window: Duration,
+    /// `keys_max` (`ANTIPHON_IDEMPOTENCY_KEYS_MAX`): keys remembered,
+    /// process-wide. Default: 100,000.
+    pub keys_max: usize,
+    /// `bytes_max` (`ANTIPHON_IDEMPOTENCY_BYTES_MAX`): bytes of kept replies,
+    /// process-wide; the oldest go first. Default: 64 MiB.
+    pub bytes_max: usize,
+}
+
+impl Default for IdempotencyConfig {
+    fn default() -> Self {
+        Self {
+            window: Duration::from_millis(limits::IDEMPOTENCY_WINDOW_MS),
+            keys_max: limits::IDEMPOTENCY_KEYS_MAX,
+            bytes_max: limits::IDEMPOTENCY_BYTES_MAX,
+        }
+    }
+}
+
+/// Failing fast when a topic's workers do not answer. TOML section
+/// `[circuit]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CircuitConfig {
+    /// `timeouts_max` (`ANTIPHON_CIRCUIT_TIMEOUTS_MAX`): so many time-outs in
+    /// a row on one request topic open its circuit; 0 never does. Default: 0.
+    pub timeouts_max: u32,
+    /// `open_for` (`ANTIPHON_CIRCUIT_OPEN_FOR`): how long calls are refused
+    /// before one of them is let through to try. Default: 10s.
+    pub open_for: Duration,
+}
+
+impl Default for CircuitConfig {
+    fn default() -> Self {
+        Self { timeouts_max: 0, open_for: Duration::from_millis(limits::CIRCUIT_OPEN_MS) }
+    }
+}

@@ -51,17 +51,39 @@ pub struct Trace {
     pub topic: Arc<str>,
     /// Where the request is, as far as it is known.
     pub at: Option<Coordinates>,
+    /// For a call with an idempotency key that was sent before: how it got its
+    /// answer.
+    pub repeat: Option<Repeat>,
+}
+
+/// How a call with a known idempotency key got its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Repeat {
+    /// It waited with the call that was in flight.
+    Joined,
+    /// It got the reply that was kept.
+    Kept,
+}
+
+impl Repeat {
+    /// As it is written in the `antiphon-idempotency` trailer.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Joined => "joined",
+            Self::Kept => "kept",
+        }
+    }
 }
 
 impl Trace {
     /// Of a call that has sent nothing.
     pub fn nothing_sent(topic: Arc<str>) -> Self {
-        Self { id: None, outcome: Outcome::NotSent, topic, at: None }
+        Self { id: None, outcome: Outcome::NotSent, topic, at: None, repeat: None }
     }
 }
 
 /// A call that ends without a worker's answer.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[error("{why}")]
 pub struct Failure {
     /// Why.
@@ -97,6 +119,19 @@ pub enum Why {
         /// When another attempt makes sense.
         retry_after: Duration,
     },
+    /// The topic's workers have not answered for a while.
+    #[error(
+        "the last calls on {topic} all timed out; trying again in {}ms (circuit.open_for)", retry_after.as_millis()
+    )]
+    CircuitOpen {
+        /// Request topic.
+        topic: Arc<str>,
+        /// When another attempt makes sense.
+        retry_after: Duration,
+    },
+    /// The idempotency key stands for another message.
+    #[error("this idempotency-key was sent with another message before; a new request needs a new key")]
+    KeyReused,
     /// The message is not what its type says, or its key can't be had.
     #[error("request message: {0}")]
     BadMessage(#[source] WireError),

@@ -1,13 +1,17 @@
 //! What the shards of one process have in common.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::aftermath::Remembered;
 use super::budget::Budget;
+use super::circuit::Circuits;
+use super::config::{CircuitConfig, IdempotencyConfig};
+use super::idempotency::KeyStore;
 use super::topics::TopicDirectory;
 use crate::metrics::Metrics;
 use crate::pending::Pending;
@@ -39,6 +43,45 @@ pub struct Instance {
     pub directory: Arc<TopicDirectory>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// Topics that are failing fast.
+    pub(super) circuits: Circuits,
+    /// Calls by their idempotency key.
+    pub(super) keys: KeyStore,
+    /// Dead letters whose replies may still come.
+    pub(super) dead_letters: Remembered,
+    /// Records that are being written and no call waits for.
+    aftermath: Arc<AtomicUsize>,
+}
+
+/// Counts one record that no call waits for, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Held {
+    count: Arc<AtomicUsize>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What an instance is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// Names the process.
+    pub name: String,
+    /// Where replies go.
+    pub reply_topic: Arc<str>,
+    /// How old the newest heartbeat may be.
+    pub heartbeat_age_max: Duration,
+    /// The waiting calls of each shard.
+    pub pendings: Vec<Arc<Pending>>,
+    /// What is held, process-wide.
+    pub budget: Arc<Budget>,
+    /// Failing fast.
+    pub circuit: CircuitConfig,
+    /// Calls with a key.
+    pub idempotency: IdempotencyConfig,
 }
 
 /// What one shard makes known to the others.
@@ -57,13 +100,8 @@ pub struct ShardState {
 impl Instance {
     /// An instance that is not ready yet, with one shard for each of
     /// `pendings`.
-    pub fn new(
-        name: String,
-        reply_topic: Arc<str>,
-        heartbeat_age_max: Duration,
-        pendings: Vec<Arc<Pending>>,
-        budget: Arc<Budget>,
-    ) -> Arc<Self> {
+    pub fn new(parts: Parts) -> Arc<Self> {
+        let Parts { name, reply_topic, heartbeat_age_max, pendings, budget, circuit, idempotency } = parts;
         let shards = pendings
             .into_iter()
             .map(|pending| ShardState {
@@ -84,6 +122,10 @@ impl Instance {
             budget,
             directory: Arc::new(TopicDirectory::new()),
             metrics: Arc::new(Metrics::new()),
+            circuits: Circuits::new(circuit),
+            keys: KeyStore::new(idempotency),
+            dead_letters: Remembered::default(),
+            aftermath: Arc::default(),
         })
     }
 
@@ -105,6 +147,18 @@ impl Instance {
     /// Calls that have not ended, over all shards.
     pub fn pending_calls(&self) -> usize {
         self.shards.iter().map(|shard| shard.pending.in_flight()).sum()
+    }
+
+    /// Records that are being written and no call waits for: dead letters,
+    /// cancel records.
+    pub fn aftermath(&self) -> usize {
+        self.aftermath.load(Ordering::Relaxed)
+    }
+
+    /// Counts one more of them.
+    pub(super) fn hold(&self) -> Held {
+        self.aftermath.fetch_add(1, Ordering::Relaxed);
+        Held { count: Arc::clone(&self.aftermath) }
     }
 
     /// Whether calls are accepted; one atomic load.

@@ -21,8 +21,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
+use super::instance::Held;
 use super::topics::TopicDirectory;
 use crate::backoff::Backoff;
 use crate::correlation::CorrelationId;
@@ -40,11 +41,11 @@ const NO_SUCH_TOPIC_ATTEMPTS_MAX: u32 = 6;
 /// The longest that a throttling broker is left alone.
 const THROTTLE_WAIT_MAX: Duration = Duration::from_secs(30);
 
-/// One request in a lane.
+/// One record in a lane.
 #[derive(Debug)]
 pub(super) struct Parcel {
-    /// Names the call.
-    pub(super) id: CorrelationId,
+    /// Whom it is for.
+    pub(super) owner: Owner,
     /// What to send.
     pub(super) record: Record,
     /// The batch's compression.
@@ -53,6 +54,28 @@ pub(super) struct Parcel {
     pub(super) repeatable: bool,
     /// It may be in the log already.
     pub(super) maybe_sent: bool,
+}
+
+/// Whom a record is for.
+#[derive(Debug)]
+pub(super) enum Owner {
+    /// A call waits for it; with the call's end it is not sent any more.
+    Call(CorrelationId),
+    /// What is left of a call: a dead letter, a cancel record.
+    Aftermath(Aftermath),
+}
+
+/// A record that no call waits for, and until when it is tried.
+#[derive(Debug)]
+pub(super) struct Aftermath {
+    /// The call that it is about.
+    pub(super) about: CorrelationId,
+    /// What it is, for the log.
+    pub(super) what: &'static str,
+    /// When it is given up.
+    pub(super) expires: Instant,
+    /// Counted as long as it exists, so that a drain can wait for it.
+    pub(super) _held: Held,
 }
 
 /// What a lane works with.
@@ -97,7 +120,7 @@ impl Lane {
         let mut denials = 0;
         let mut behind: Vec<Vec<Parcel>> = Vec::new();
         loop {
-            batch.retain(|parcel| self.pending.begin_send(parcel.id));
+            batch.retain(|parcel| self.may_send(parcel));
             if batch.is_empty() {
                 let Some(next) = behind.pop() else { return };
                 batch = next;
@@ -151,6 +174,24 @@ impl Lane {
         }
     }
 
+    /// Whether anybody still wants it. From here on it may be in the log.
+    fn may_send(&self, parcel: &Parcel) -> bool {
+        match &parcel.owner {
+            Owner::Call(id) => self.pending.begin_send(*id),
+            Owner::Aftermath(rest) if Instant::now() < rest.expires => true,
+            Owner::Aftermath(rest) => {
+                self.give_up(rest, "Kafka could not be reached in time");
+                false
+            }
+        }
+    }
+
+    fn give_up(&self, rest: &Aftermath, why: &str) {
+        self.metrics.aftermath_lost.inc();
+        let (topic, partition, about) = (&*self.topic, self.partition, rest.about);
+        tracing::error!(topic, partition, correlation_id = %about, what = rest.what, why, "record lost");
+    }
+
     async fn produce(
         &self,
         batch: &[Parcel],
@@ -175,7 +216,9 @@ impl Lane {
     fn acknowledge(&self, batch: &[Parcel], base_offset: Option<i64>) {
         for (parcel, n) in batch.iter().zip(0i64..) {
             let at = Coordinates { partition: self.partition, offset: base_offset.map(|base| base + n) };
-            self.pending.appended(parcel.id, at);
+            if let Owner::Call(id) = parcel.owner {
+                self.pending.appended(id, at);
+            }
         }
         self.metrics.produced_batches.inc();
         self.metrics.produced_records.inc_by(batch.len() as u64);
@@ -186,14 +229,20 @@ impl Lane {
         for parcel in batch {
             let cause = Arc::clone(&cause);
             let now = if parcel.maybe_sent { Progress::Unknown(cause) } else { Progress::NotSent(cause) };
-            self.pending.progress(parcel.id, now);
+            self.progress(parcel, now);
         }
     }
 
     fn unknown(&self, batch: &[Parcel], cause: &str) {
         let cause: Arc<str> = cause.into();
         for parcel in batch {
-            self.pending.progress(parcel.id, Progress::Unknown(Arc::clone(&cause)));
+            self.progress(parcel, Progress::Unknown(Arc::clone(&cause)));
+        }
+    }
+
+    fn progress(&self, parcel: &Parcel, now: Progress) {
+        if let Owner::Call(id) = parcel.owner {
+            self.pending.progress(id, now);
         }
     }
 
@@ -201,10 +250,12 @@ impl Lane {
     /// there after an earlier attempt goes on waiting for its reply.
     fn fail(&self, batch: &mut Vec<Parcel>, failure: &SendFailure) {
         for parcel in batch.drain(..) {
-            if parcel.maybe_sent {
-                self.pending.progress(parcel.id, Progress::Unknown("refused when repeated".into()));
-            } else {
-                self.pending.fail(parcel.id, failure.clone());
+            match &parcel.owner {
+                Owner::Call(id) if parcel.maybe_sent => {
+                    self.pending.progress(*id, Progress::Unknown("refused when repeated".into()));
+                }
+                Owner::Call(id) => self.pending.fail(*id, failure.clone()),
+                Owner::Aftermath(rest) => self.give_up(rest, &format!("{failure:?}")),
             }
         }
     }

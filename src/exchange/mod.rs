@@ -4,10 +4,14 @@
 //! belongs to one shard and runs on that shard's runtime; an [`Instance`] is
 //! what the shards of a process share.
 
+mod aftermath;
 pub mod budget;
+mod circuit;
 pub mod config;
 mod failure;
+mod flight;
 mod heartbeat;
+mod idempotency;
 mod instance;
 mod lane;
 mod lanes;
@@ -19,32 +23,30 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
-use tokio::time::timeout_at;
-
 use crate::deadline::Deadline;
-use crate::message::{self, Reply, ReplyAddress, RequestParts};
+use crate::message::{self, IDEMPOTENCY_KEY, Reply, ReplyAddress, RequestParts};
 use crate::metrics::Metrics;
-use crate::pending::{Completion, Coordinates, Pending, Progress, SendFailure, Ticket, WaitFor};
+use crate::pending::{Pending, Ticket, WaitFor};
 use crate::route::{Idempotency, Partitioning, Route};
 use crate::supervisor::{Supervisor, Task};
 use crate::terms::{Compression, Mode};
 use crate::transport::{Cluster, HeaderName};
+use aftermath::Scribe;
+use bytes::Bytes;
+use circuit::{Ending, Pass};
 use config::ReplyConfig;
+use flight::Flight;
 use heartbeat::Heart;
-use lane::Parcel;
-use lanes::Lanes;
+use lane::{Owner, Parcel};
+use lanes::{LaneFull, Lanes};
 use replies::{Recreate, ReplyReader};
 
-pub use failure::{Failure, Outcome, Trace, Why};
-pub use instance::{Instance, Phase, ShardState};
+pub use failure::{Failure, Outcome, Repeat, Trace, Why};
+pub use instance::{Instance, Parts, Phase, ShardState};
 pub use topics::TopicDirectory;
 
 /// When a caller should come back that found a lane full.
 const LANE_RETRY_AFTER: Duration = Duration::from_millis(200);
-
-/// A method that returns this has nothing to say, so a null value says it.
-const EMPTY: &str = "google.protobuf.Empty";
 
 /// What a caller asks for.
 #[derive(Debug)]
@@ -57,8 +59,16 @@ pub struct Request {
     pub deadline: Deadline,
 }
 
+impl Request {
+    /// The key under which the caller may repeat the call.
+    fn idempotency_key(&self) -> Option<Bytes> {
+        let found = self.metadata.iter().find(|(name, _)| name == IDEMPOTENCY_KEY);
+        found.map(|(_, key)| key.clone()).filter(|key| !key.is_empty())
+    }
+}
+
 /// What a caller gets.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Answer {
     /// The worker's answer, which may be an error of its own.
     pub reply: Reply,
@@ -68,9 +78,10 @@ pub struct Answer {
 
 /// Calls of one shard.
 pub struct Exchange {
+    shard: usize,
     instance: Arc<Instance>,
     pending: Arc<Pending>,
-    lanes: Lanes,
+    lanes: Arc<Lanes>,
     reply_to: ReplyAddress,
     settings: Settings,
     next_partition: AtomicU32,
@@ -102,17 +113,6 @@ impl Exchange {
         settings: Settings,
     ) -> Self {
         let partition = i32::try_from(shard).unwrap_or_default();
-        let reader = ReplyReader {
-            shard,
-            partition,
-            instance: Arc::clone(&instance),
-            cluster: Arc::clone(&cluster),
-            fetch_wait: settings.reply.fetch_wait,
-            recreate: Recreate {
-                partitions: i32::try_from(instance.shards().len()).unwrap_or(1),
-                replication_factor: settings.reply.replication_factor,
-            },
-        };
         let heart = Heart {
             shard,
             partition,
@@ -121,17 +121,30 @@ impl Exchange {
             interval: settings.reply.heartbeat_interval,
         };
         let pending = Arc::clone(&instance.shards()[shard].pending);
-        let lanes = Lanes {
-            cluster,
+        let lanes = Arc::new(Lanes {
+            cluster: Arc::clone(&cluster),
             pending: Arc::clone(&pending),
             directory: Arc::clone(&instance.directory),
             metrics: Arc::clone(&instance.metrics),
             supervisor: supervisor.clone(),
             queue_max: settings.lane_queue_max,
             open: Mutex::new(HashMap::new()),
+        });
+        let reader = ReplyReader {
+            shard,
+            partition,
+            instance: Arc::clone(&instance),
+            scribe: Scribe { instance: Arc::clone(&instance), lanes: Arc::clone(&lanes) },
+            cluster,
+            fetch_wait: settings.reply.fetch_wait,
+            recreate: Recreate {
+                partitions: i32::try_from(instance.shards().len()).unwrap_or(1),
+                replication_factor: settings.reply.replication_factor,
+            },
         };
         let topic = Bytes::copy_from_slice(instance.reply_topic().as_bytes());
         Self {
+            shard,
             pending,
             lanes,
             reply_to: ReplyAddress { topic, partition: Some(partition) },
@@ -153,26 +166,14 @@ impl Exchange {
     }
 
     /// One call, from its message to its answer, within its deadline.
-    pub async fn call(&self, route: &Arc<Route>, request: Request) -> Result<Answer, Failure> {
+    pub async fn call(self: &Arc<Self>, route: &Arc<Route>, request: Request) -> Result<Answer, Failure> {
         let unsent = |why| Failure::new(why, Trace::nothing_sent(Arc::clone(&route.request_topic)));
-        let deadline = request.deadline;
-
-        self.accepts(deadline).map_err(unsent)?;
+        self.accepts(request.deadline).map_err(unsent)?;
         let _permit = self.instance.budget.admit(route, request.message.len()).map_err(unsent)?;
-        let key = find_key(route, &request.message).map_err(unsent)?;
-        let partition = self.choose_partition(route, &request, key.as_ref()).await.map_err(unsent)?;
-
-        // Registered before anything is sent: a fast worker beats a slow registration.
-        let ticket = self.register(route).map_err(unsent)?;
-        let parcel = self.pack(route, request, key, &ticket);
-        self.lanes.send(&route.request_topic, partition, parcel).map_err(|lanes::LaneFull| {
-            unsent(Why::Overloaded {
-                what: "limits.lane_queue_max (requests waiting for one partition)",
-                limit: self.settings.lane_queue_max as u64,
-                retry_after: LANE_RETRY_AFTER,
-            })
-        })?;
-        self.wait(route, ticket, deadline).await
+        match request.idempotency_key() {
+            Some(key) => idempotency::call(self, route, key, request).await,
+            None => Flight::depart(self, route, request).await?.land().await,
+        }
     }
 
     fn accepts(&self, deadline: Deadline) -> Result<(), Why> {
@@ -245,7 +246,7 @@ impl Exchange {
             metadata: request.metadata,
         };
         Parcel {
-            id: ticket.id(),
+            owner: Owner::Call(ticket.id()),
             record: parts.into_record(),
             compression: route.compression.unwrap_or(self.settings.compression),
             repeatable: route.idempotency != Idempotency::Unknown,
@@ -253,90 +254,44 @@ impl Exchange {
         }
     }
 
-    async fn wait(
-        &self,
-        route: &Arc<Route>,
-        mut ticket: Ticket,
-        deadline: Deadline,
-    ) -> Result<Answer, Failure> {
-        let completion = timeout_at(deadline.at(), ticket.wait()).await;
-        let trace = trace(route, &ticket);
-        let failed = |why| Err(Failure::new(why, trace.clone()));
-        match completion {
-            Ok(Completion::Reply(record)) => {
-                let offset = record.offset;
-                match Reply::decode(
-                    *record,
-                    route.output.full_name() == EMPTY,
-                    self.settings.message_bytes_max,
-                ) {
-                    Ok(reply) => Ok(Answer { reply, trace }),
-                    Err(source) => {
-                        let topic = Arc::clone(self.instance.reply_topic());
-                        failed(Why::BadReply { topic, offset, source })
-                    }
-                }
-            }
-            Ok(Completion::Acknowledged(at)) => {
-                let message = message::acknowledgement(
-                    route.output.full_name(),
-                    &route.request_topic,
-                    at.partition,
-                    at.offset,
-                );
-                Ok(Answer { reply: Reply { result: Ok(message), headers: Vec::new() }, trace })
-            }
-            Ok(Completion::Failed(failure)) => failed(Why::from_send_failure(failure, route)),
-            Err(_) => {
-                let progress = ticket.progress();
-                ticket.time_out();
-                failed(match progress {
-                    Progress::NotSent(cause) => Why::NotSent(cause),
-                    Progress::Queued => {
-                        Why::NotSent("the requests before it were not acknowledged in time".into())
-                    }
-                    _ => Why::TimedOut,
-                })
-            }
+    /// Hands a call's request to its lane.
+    fn dispatch(&self, route: &Route, partition: i32, parcel: Parcel) -> Result<(), Why> {
+        self.lanes.send(&route.request_topic, partition, parcel).map_err(|LaneFull| Why::Overloaded {
+            what: "limits.lane_queue_max (requests waiting for one partition)",
+            limit: self.settings.lane_queue_max as u64,
+            retry_after: LANE_RETRY_AFTER,
+        })
+    }
+
+    fn pass_circuit(&self, topic: &Arc<str>) -> Result<Pass, Why> {
+        let passed = self.instance.circuits.admit(topic);
+        passed.map_err(|retry_after| Why::CircuitOpen { topic: Arc::clone(topic), retry_after })
+    }
+
+    fn settle_circuit(&self, topic: &Arc<str>, pass: Pass, ending: Ending) {
+        if self.instance.circuits.settle(topic, pass, ending) {
+            self.metrics().circuit_opened.inc();
+            tracing::warn!(%topic, "circuit opened: calls on this topic time out one after the other");
         }
     }
-}
 
-/// The key, where the route has one. Walking to the key checks the message as
-/// a whole; without a key it is checked all the same.
-fn find_key(route: &Route, message: &Bytes) -> Result<Option<Bytes>, Why> {
-    let Some(path) = &route.key else {
-        crate::route::validate(message).map_err(Why::BadMessage)?;
-        return Ok(None);
-    };
-    let found = path.extract(message).map_err(Why::BadMessage)?;
-    Ok(found.map(|key| match key {
-        std::borrow::Cow::Borrowed(part) => message.slice_ref(part),
-        std::borrow::Cow::Owned(text) => Bytes::from(text),
-    }))
-}
-
-fn trace(route: &Route, ticket: &Ticket) -> Trace {
-    let progress = ticket.progress();
-    let at: Option<Coordinates> = match &progress {
-        Progress::Appended(at) => Some(*at),
-        _ => None,
-    };
-    Trace {
-        id: Some(ticket.id()),
-        outcome: Outcome::from(&progress),
-        topic: Arc::clone(&route.request_topic),
-        at,
+    fn scribe(&self) -> Scribe {
+        Scribe { instance: Arc::clone(&self.instance), lanes: Arc::clone(&self.lanes) }
     }
-}
 
-impl Why {
-    fn from_send_failure(failure: SendFailure, route: &Route) -> Self {
-        match failure {
-            SendFailure::NoSuchTopic => Self::NoSuchTopic(Arc::clone(&route.request_topic)),
-            SendFailure::TooLarge => Self::TooLarge,
-            SendFailure::Refused(cause) => Self::Refused(cause),
-            SendFailure::Stopping => Self::Draining,
-        }
+    fn message_bytes_max(&self) -> usize {
+        self.settings.message_bytes_max
+    }
+
+    fn supervisor(&self) -> &Supervisor {
+        &self.lanes.supervisor
+    }
+
+    fn shard(&self) -> usize {
+        self.shard
+    }
+
+    fn reply_partition(&self) -> i32 {
+        self.reply_to.partition.unwrap_or_default()
     }
 }

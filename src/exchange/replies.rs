@@ -7,8 +7,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::aftermath::Scribe;
 use super::instance::Instance;
 use crate::backoff::Backoff;
+use crate::correlation::CorrelationId;
 use crate::message::HEARTBEAT;
 use crate::message::dialect::{self, Kind};
 use crate::pending::Verdict;
@@ -19,6 +21,7 @@ pub(super) struct ReplyReader {
     pub(super) shard: usize,
     pub(super) partition: i32,
     pub(super) instance: Arc<Instance>,
+    pub(super) scribe: Scribe,
     pub(super) cluster: Arc<dyn Cluster>,
     pub(super) fetch_wait: Duration,
     pub(super) recreate: Recreate,
@@ -147,15 +150,7 @@ impl ReplyReader {
 
     fn take(&self, record: Received) {
         let kind = match dialect::classify(&record) {
-            Kind::Reply(id) => match self.instance.shards().get(usize::from(id.shard())) {
-                Some(shard) => match shard.pending.resolve(id, record) {
-                    Verdict::Delivered => "delivered",
-                    Verdict::Duplicate => "duplicate",
-                    Verdict::Late => "late",
-                    Verdict::Foreign => "foreign",
-                },
-                None => "foreign",
-            },
+            Kind::Reply(id) => self.hand_over(id, record),
             Kind::Request => "request",
             Kind::Uncorrelated => match record.header(HEARTBEAT) {
                 Some(name) if name == self.instance.name().as_bytes() => {
@@ -166,5 +161,22 @@ impl ReplyReader {
             },
         };
         self.instance.metrics.count_reply(kind);
+    }
+
+    /// To the shard that the id names, wherever the reply came in.
+    fn hand_over(&self, id: CorrelationId, record: Received) -> &'static str {
+        let Some(shard) = self.instance.shards().get(usize::from(id.shard())) else { return "foreign" };
+        let mut record = Some(record);
+        match shard.pending.resolve(id, &mut record) {
+            Verdict::Delivered => "delivered",
+            Verdict::Duplicate => "duplicate",
+            Verdict::Foreign => "foreign",
+            Verdict::Late => {
+                if let Some(record) = record {
+                    self.scribe.late_reply(id, self.partition, record);
+                }
+                "late"
+            }
+        }
     }
 }

@@ -5,7 +5,9 @@
 //! | no reply in time, the request being in the log or perhaps there | DEADLINE_EXCEEDED |
 //! | nothing was sent: not ready, draining, Kafka away, no such topic | UNAVAILABLE |
 //! | a bound was reached | RESOURCE_EXHAUSTED, with `grpc-retry-pushback-ms` and RetryInfo |
+//! | an open circuit | UNAVAILABLE, with `grpc-retry-pushback-ms` |
 //! | message, key or partition of no use | INVALID_ARGUMENT |
+//! | an idempotency key that stands for another message | INVALID_ARGUMENT: the caller's mistake, and repeating it will not help (the IETF draft has 422 for it) |
 //! | larger than the broker takes | RESOURCE_EXHAUSTED |
 //! | refused by the broker for good | FAILED_PRECONDITION |
 //! | a reply that can't be understood | INTERNAL |
@@ -13,7 +15,8 @@
 //!
 //! Every status tells what is known of the request, in trailers:
 //! `antiphon-outcome` (`not-sent`, `sent` or `unknown`), `antiphon-record`
-//! (`topic/partition/offset`, as far as known) and `antiphon-correlation-id`.
+//! (`topic/partition/offset`, as far as known), `antiphon-correlation-id`, and
+//! `antiphon-idempotency` (`joined` or `kept`) where a key was known already.
 
 use std::error::Error as _;
 use std::time::Duration;
@@ -31,6 +34,7 @@ use crate::message::WorkerStatus;
 const OUTCOME: HeaderName = HeaderName::from_static("antiphon-outcome");
 const RECORD: HeaderName = HeaderName::from_static("antiphon-record");
 const CORRELATION_ID: HeaderName = HeaderName::from_static("antiphon-correlation-id");
+const IDEMPOTENCY: HeaderName = HeaderName::from_static("antiphon-idempotency");
 const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
 /// What becomes of a call that ended without a worker's answer.
@@ -42,7 +46,11 @@ pub(super) fn of_failure(failure: &Failure) -> Status {
         Why::Overloaded { retry_after, .. } => {
             return overloaded(message, *retry_after, trailers);
         }
-        Why::BadMessage(_) | Why::NoSuchPartition { .. } => Code::InvalidArgument,
+        Why::CircuitOpen { retry_after, .. } => {
+            trailers.insert(PUSHBACK, millis(*retry_after));
+            return Status::with_metadata(Code::Unavailable, message, MetadataMap::from_headers(trailers));
+        }
+        Why::BadMessage(_) | Why::NoSuchPartition { .. } | Why::KeyReused => Code::InvalidArgument,
         Why::TimedOut | Why::TooLate => Code::DeadlineExceeded,
         Why::TooLarge => Code::ResourceExhausted,
         Why::Refused(_) => Code::FailedPrecondition,
@@ -64,10 +72,14 @@ fn sentence(why: &Why) -> String {
 }
 
 fn overloaded(message: String, retry_after: Duration, mut trailers: HeaderMap) -> Status {
-    trailers.insert(PUSHBACK, HeaderValue::from(u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX)));
+    trailers.insert(PUSHBACK, millis(retry_after));
     let details = retry_info(Code::ResourceExhausted, &message, retry_after);
     let metadata = MetadataMap::from_headers(trailers);
     Status::with_details_and_metadata(Code::ResourceExhausted, message, details, metadata)
+}
+
+fn millis(duration: Duration) -> HeaderValue {
+    HeaderValue::from(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// A worker's own error, handed on.
@@ -97,6 +109,9 @@ pub(super) fn of_trace(trace: &Trace) -> HeaderMap {
         && let Ok(text) = HeaderValue::from_bytes(&id.to_text())
     {
         trailers.insert(CORRELATION_ID, text);
+    }
+    if let Some(repeat) = trace.repeat {
+        trailers.insert(IDEMPOTENCY, HeaderValue::from_static(repeat.as_str()));
     }
     trailers
 }
@@ -159,7 +174,7 @@ mod tests {
     use crate::pending::Coordinates;
 
     fn trace(outcome: Outcome, at: Option<Coordinates>) -> Trace {
-        Trace { id: None, outcome, topic: "pay".into(), at }
+        Trace { id: None, outcome, topic: "pay".into(), at, repeat: None }
     }
 
     #[test]

@@ -1,0 +1,229 @@
+//! A call whose request is on its way.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::time::{Instant, timeout_at};
+
+use super::circuit::{Ending, Pass};
+use super::failure::{Failure, Outcome, Trace, Why};
+use super::{Answer, Exchange, Request};
+use crate::correlation::CorrelationId;
+use crate::deadline::Deadline;
+use crate::message::{self, Reply};
+use crate::pending::{Completion, Progress, SendFailure, Ticket};
+use crate::route::Route;
+use crate::terms::DeadLetterOn;
+use crate::transport::{Received, Record};
+
+/// A method that returns this has nothing to say, so a null value says it.
+const EMPTY: &str = "google.protobuf.Empty";
+
+/// From the moment that a call's request is in its lane until it is over. One
+/// that is dropped before has lost its caller.
+pub(super) struct Flight {
+    exchange: Arc<Exchange>,
+    route: Arc<Route>,
+    ticket: Ticket,
+    deadline: Deadline,
+    partition: i32,
+    key: Option<Bytes>,
+    /// The request again, where the route may want it as a dead letter.
+    request: Option<Record>,
+    pass: Option<Pass>,
+    landed: bool,
+}
+
+impl Flight {
+    /// Chooses the partition, registers the call and hands the request to its
+    /// lane.
+    pub(super) async fn depart(
+        exchange: &Arc<Exchange>,
+        route: &Arc<Route>,
+        request: Request,
+    ) -> Result<Self, Failure> {
+        let unsent = |why| Failure::new(why, Trace::nothing_sent(Arc::clone(&route.request_topic)));
+        let deadline = request.deadline;
+        let key = find_key(route, &request.message).map_err(unsent)?;
+        let partition = exchange.choose_partition(route, &request, key.as_ref()).await.map_err(unsent)?;
+        let pass = exchange.pass_circuit(&route.request_topic).map_err(unsent)?;
+
+        // Registered before anything is sent: a fast worker beats a slow registration.
+        let ticket = exchange.register(route).map_err(|why| {
+            exchange.settle_circuit(&route.request_topic, pass, Ending::Neither);
+            unsent(why)
+        })?;
+        let parcel = exchange.pack(route, request, key.clone(), &ticket);
+        let keep = !route.dead_letter_on.is_empty();
+        let flight = Self {
+            exchange: Arc::clone(exchange),
+            route: Arc::clone(route),
+            ticket,
+            deadline,
+            partition,
+            key,
+            request: keep.then(|| parcel.record.clone()),
+            pass: Some(pass),
+            landed: false,
+        };
+        match exchange.dispatch(route, partition, parcel) {
+            Ok(()) => Ok(flight),
+            Err(why) => Err(unsent(why)),
+        }
+    }
+
+    /// The call's correlation id.
+    pub(super) fn id(&self) -> CorrelationId {
+        self.ticket.id()
+    }
+
+    /// Waits for the end, at most until the deadline.
+    pub(super) async fn land(mut self) -> Result<Answer, Failure> {
+        match self.arrive_by(self.deadline.at()).await {
+            Some(result) => result,
+            None => Err(self.give_up()),
+        }
+    }
+
+    /// Waits for the end, at most until `limit`.
+    pub(super) async fn arrive_by(&mut self, limit: Instant) -> Option<Result<Answer, Failure>> {
+        match timeout_at(limit, self.ticket.wait()).await {
+            Ok(completion) => Some(self.conclude(completion)),
+            Err(_) => None,
+        }
+    }
+
+    fn conclude(&mut self, completion: Completion) -> Result<Answer, Failure> {
+        let was_given_up = std::mem::replace(&mut self.landed, true);
+        let trace = self.trace();
+        match completion {
+            Completion::Reply(record) => {
+                self.settle(Ending::Answered);
+                // A fast worker beats the acknowledgement; its reply says as much.
+                let trace = Trace { outcome: Outcome::Sent, ..trace };
+                if was_given_up {
+                    self.exchange.scribe().late_reply(
+                        self.id(),
+                        self.exchange.reply_partition(),
+                        (*record).clone(),
+                    );
+                }
+                self.read_reply(*record, trace)
+            }
+            Completion::Acknowledged(at) => {
+                self.settle(Ending::Answered);
+                let output = self.route.output.full_name();
+                let message = message::acknowledgement(output, &trace.topic, at.partition, at.offset);
+                Ok(Answer { reply: Reply { result: Ok(message), headers: Vec::new() }, trace })
+            }
+            Completion::Failed(failure) => {
+                self.settle(Ending::Neither);
+                let why = self.explain(failure);
+                if !matches!(why, Why::Draining) {
+                    self.dead_letter(DeadLetterOn::Rejected, &why, &trace);
+                }
+                Err(Failure::new(why, trace))
+            }
+        }
+    }
+
+    fn read_reply(&mut self, record: Received, trace: Trace) -> Result<Answer, Failure> {
+        let offset = record.offset;
+        let null_is_empty = self.route.output.full_name() == EMPTY;
+        match Reply::decode(record, null_is_empty, self.exchange.message_bytes_max()) {
+            Ok(reply) => Ok(Answer { reply, trace }),
+            Err(source) => {
+                let topic = Arc::clone(self.exchange.instance().reply_topic());
+                let why = Why::BadReply { topic, offset, source };
+                self.dead_letter(DeadLetterOn::UndecodableReply, &why, &trace);
+                Err(Failure::new(why, trace))
+            }
+        }
+    }
+
+    fn explain(&self, failure: SendFailure) -> Why {
+        match failure {
+            SendFailure::NoSuchTopic => Why::NoSuchTopic(Arc::clone(&self.route.request_topic)),
+            SendFailure::TooLarge => Why::TooLarge,
+            SendFailure::Refused(cause) => Why::Refused(cause),
+            SendFailure::Stopping => Why::Draining,
+        }
+    }
+
+    /// The deadline has passed. The call may still be waited for, with
+    /// [`Flight::arrive_by`]; its caller is gone either way.
+    pub(super) fn give_up(&mut self) -> Failure {
+        self.landed = true;
+        self.ticket.mark_timed_out();
+        let trace = self.trace();
+        let why = match self.ticket.progress() {
+            Progress::NotSent(cause) => Why::NotSent(cause),
+            Progress::Queued => Why::NotSent("the requests before it were not acknowledged in time".into()),
+            _ => Why::TimedOut,
+        };
+        if trace.outcome == Outcome::NotSent {
+            self.settle(Ending::Neither);
+        } else {
+            self.settle(Ending::TimedOut);
+            self.dead_letter(DeadLetterOn::Timeout, &why, &trace);
+        }
+        Failure::new(why, trace)
+    }
+
+    fn dead_letter(&mut self, class: DeadLetterOn, why: &Why, trace: &Trace) {
+        if !self.route.dead_letter_on.contains(&class) {
+            return;
+        }
+        // Once: a reply that is both late and of no use has its letter already.
+        if let Some(request) = self.request.take() {
+            let scribe = self.exchange.scribe();
+            scribe.dead_letter(&self.route, class, &why.to_string(), trace, self.partition, request);
+        }
+    }
+
+    fn settle(&mut self, ending: Ending) {
+        if let Some(pass) = self.pass.take() {
+            self.exchange.settle_circuit(&self.route.request_topic, pass, ending);
+        }
+    }
+
+    fn trace(&self) -> Trace {
+        let progress = self.ticket.progress();
+        let at = match &progress {
+            Progress::Appended(at) => Some(*at),
+            _ => None,
+        };
+        let topic = Arc::clone(&self.route.request_topic);
+        Trace { id: Some(self.id()), outcome: Outcome::from(&progress), topic, at, repeat: None }
+    }
+}
+
+impl Drop for Flight {
+    /// The caller has gone away: the place is freed by the ticket, and a
+    /// worker that wants to know is told.
+    fn drop(&mut self) {
+        if self.landed {
+            return;
+        }
+        self.settle(Ending::Neither);
+        let sent = !matches!(self.ticket.progress(), Progress::Queued | Progress::NotSent(_));
+        if self.route.cancel_record && sent {
+            self.exchange.scribe().cancel(&self.route, self.id(), self.partition, self.key.take());
+        }
+    }
+}
+
+/// The key, where the route has one. Walking to the key checks the message as
+/// a whole; without a key it is checked all the same.
+fn find_key(route: &Route, message: &Bytes) -> Result<Option<Bytes>, Why> {
+    let Some(path) = &route.key else {
+        crate::route::validate(message).map_err(Why::BadMessage)?;
+        return Ok(None);
+    };
+    let found = path.extract(message).map_err(Why::BadMessage)?;
+    Ok(found.map(|key| match key {
+        Cow::Borrowed(part) => message.slice_ref(part),
+        Cow::Owned(text) => Bytes::from(text),
+    }))
+}

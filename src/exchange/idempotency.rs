@@ -1,0 +1,307 @@
+//! Calls that carry an `idempotency-key`: one execution for as many calls as
+//! the caller cares to make.
+//!
+//! The first call with a key sends the request and is carried on by a task of
+//! its own, so that it does not end with its caller. Further calls with the
+//! same key and message join it, or get the reply that was kept. A call that
+//! timed out is not forgotten: its late reply is waited for until the window
+//! closes, and a repeated call gets it; the request is not sent again. Only
+//! when it certainly was not sent, or a worker answered that another attempt
+//! may help (UNAVAILABLE, ABORTED, RESOURCE_EXHAUSTED), does a repeated call
+//! send it anew.
+//!
+//! A key belongs to a method. What is remembered is bounded in number, bytes
+//! and age, and lost with the process; the key travels in the record, so that
+//! a worker can tell repeats across restarts and instances.
+
+use std::collections::hash_map::RandomState;
+use std::collections::{HashMap, VecDeque};
+use std::hash::BuildHasher as _;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+
+use super::config::IdempotencyConfig;
+use super::failure::{Failure, Outcome, Repeat, Trace, Why};
+use super::flight::Flight;
+use super::{Answer, Exchange, Request};
+use crate::correlation::CorrelationId;
+use crate::deadline::Deadline;
+use crate::metrics::IdempotentLabels;
+use crate::pending::Coordinates;
+use crate::pending::Progress;
+use crate::route::Route;
+use crate::supervisor::Task;
+
+/// Worker statuses after which the same request may be sent again: ABORTED,
+/// RESOURCE_EXHAUSTED and UNAVAILABLE.
+const WORTH_ANOTHER_TRY: [u8; 3] = [8, 10, 14];
+/// When a caller should come back that found no room for its key.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// A kept reply's overhead, in bytes, beside its message and headers.
+const KEPT_OVERHEAD: usize = 256;
+
+type Key = (usize, Bytes);
+
+/// Calls by method and key.
+#[derive(Debug)]
+pub(super) struct KeyStore {
+    config: IdempotencyConfig,
+    /// Two hashes with random keys make a fingerprint that can't be forged.
+    hashers: [RandomState; 2],
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    entries: HashMap<Key, Arc<Entry>>,
+    /// By the time of their first call.
+    order: VecDeque<(Key, Arc<Entry>)>,
+    kept_bytes: usize,
+}
+
+#[derive(Debug)]
+struct Entry {
+    fingerprint: [u64; 2],
+    expires: Instant,
+    stage: watch::Sender<Stage>,
+    /// Carries the call on; aborted when the entry is forgotten.
+    task: Mutex<Option<Task>>,
+}
+
+/// How far the first call is.
+#[derive(Debug, Clone)]
+enum Stage {
+    /// On its way; from when it is registered, its shard and id.
+    Running(Option<(usize, CorrelationId)>),
+    /// Done. Both kinds end every call that waits.
+    Ended(Result<Answer, Failure>),
+}
+
+enum Entered {
+    First(Arc<Entry>),
+    Known(Arc<Entry>),
+    OtherMessage,
+    Full,
+}
+
+impl KeyStore {
+    pub(super) fn new(config: IdempotencyConfig) -> Self {
+        Self { config, hashers: [RandomState::new(), RandomState::new()], inner: Mutex::default() }
+    }
+
+    fn enter(&self, key: Key, message: &Bytes, deadline: Deadline) -> Entered {
+        let fingerprint = [self.hashers[0].hash_one(message), self.hashers[1].hash_one(message)];
+        let mut inner = self.lock();
+        inner.forget_expired();
+        if let Some(entry) = inner.entries.get(&key) {
+            return if entry.fingerprint == fingerprint {
+                Entered::Known(Arc::clone(entry))
+            } else {
+                Entered::OtherMessage
+            };
+        }
+        if inner.entries.len() >= self.config.keys_max && !inner.forget_oldest_ended() {
+            return Entered::Full;
+        }
+        let entry = Arc::new(Entry {
+            fingerprint,
+            // Never while its own first caller may still wait.
+            expires: (Instant::now() + self.config.window).max(deadline.at() + RETRY_AFTER),
+            stage: watch::Sender::new(Stage::Running(None)),
+            task: Mutex::default(),
+        });
+        inner.entries.insert(key.clone(), Arc::clone(&entry));
+        inner.order.push_back((key, Arc::clone(&entry)));
+        Entered::First(entry)
+    }
+
+    /// Ends the first call: everybody who waits hears of it, and what may be
+    /// kept is kept.
+    fn end(&self, key: &Key, entry: &Arc<Entry>, result: Result<Answer, Failure>) {
+        let keep = is_final(&result);
+        let size = size_of_kept(&result);
+        entry.stage.send_replace(Stage::Ended(result));
+        let mut inner = self.lock();
+        if keep {
+            inner.kept_bytes += size;
+            while inner.kept_bytes > self.config.bytes_max && inner.forget_oldest_ended() {}
+        } else {
+            inner.forget(key, entry);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn forget_expired(&mut self) {
+        let now = Instant::now();
+        while self.order.front().is_some_and(|(_, entry)| entry.expires <= now) {
+            if let Some((key, entry)) = self.order.pop_front() {
+                self.forget(&key, &entry);
+            }
+        }
+    }
+
+    /// Makes room, but never by forgetting a call that is on its way.
+    fn forget_oldest_ended(&mut self) -> bool {
+        let ended = |(_, entry): &(Key, Arc<Entry>)| matches!(*entry.stage.borrow(), Stage::Ended(_));
+        let Some(oldest) = self.order.iter().position(ended) else { return false };
+        match self.order.remove(oldest) {
+            Some((key, entry)) => {
+                self.forget(&key, &entry);
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn forget(&mut self, key: &Key, entry: &Arc<Entry>) {
+        if self.entries.get(key).is_some_and(|known| Arc::ptr_eq(known, entry)) {
+            self.entries.remove(key);
+            if let Stage::Ended(result) = &*entry.stage.borrow()
+                && is_final(result)
+            {
+                self.kept_bytes = self.kept_bytes.saturating_sub(size_of_kept(result));
+            }
+        }
+    }
+}
+
+fn is_final(result: &Result<Answer, Failure>) -> bool {
+    match result {
+        Ok(answer) => match &answer.reply.result {
+            Ok(_) => true,
+            Err(status) => !WORTH_ANOTHER_TRY.contains(&status.code),
+        },
+        Err(failure) => failure.trace.outcome != Outcome::NotSent,
+    }
+}
+
+fn size_of_kept(result: &Result<Answer, Failure>) -> usize {
+    let bytes = match result {
+        Ok(answer) => {
+            let headers: usize = answer.reply.headers.iter().map(|(n, v)| n.len() + v.len()).sum();
+            headers + answer.reply.result.as_ref().map_or(0, Bytes::len)
+        }
+        Err(_) => 0,
+    };
+    KEPT_OVERHEAD + bytes
+}
+
+/// One call with a key.
+pub(super) async fn call(
+    exchange: &Arc<Exchange>,
+    route: &Arc<Route>,
+    key: Bytes,
+    request: Request,
+) -> Result<Answer, Failure> {
+    let key = (route.index, key);
+    let deadline = request.deadline;
+    let keys = &exchange.instance().keys;
+    let unsent = |why| Failure::new(why, Trace::nothing_sent(Arc::clone(&route.request_topic)));
+    let (entry, kind, repeat) = match keys.enter(key.clone(), &request.message, deadline) {
+        Entered::First(entry) => {
+            let carried = carry(Arc::clone(exchange), Arc::clone(route), key, request, Arc::clone(&entry));
+            let task = exchange.supervisor().spawn("call with a key", carried);
+            *entry.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
+            (entry, "first", None)
+        }
+        Entered::Known(entry) => {
+            let ended = matches!(*entry.stage.borrow(), Stage::Ended(_));
+            let (kind, repeat) = if ended { ("kept", Repeat::Kept) } else { ("joined", Repeat::Joined) };
+            (entry, kind, Some(repeat))
+        }
+        Entered::OtherMessage => {
+            count(exchange, "conflict");
+            return Err(unsent(Why::KeyReused));
+        }
+        Entered::Full => {
+            count(exchange, "full");
+            let what = "idempotency.keys_max (keys of calls in flight)";
+            return Err(unsent(Why::Overloaded {
+                what,
+                limit: keys.config.keys_max as u64,
+                retry_after: RETRY_AFTER,
+            }));
+        }
+    };
+    count(exchange, kind);
+    let mut result = follow(exchange, route, &entry, deadline).await;
+    match &mut result {
+        Ok(answer) => answer.trace.repeat = repeat,
+        Err(failure) => failure.trace.repeat = repeat,
+    }
+    result
+}
+
+fn count(exchange: &Exchange, kind: &'static str) {
+    exchange.metrics().idempotent.get_or_create(&IdempotentLabels { kind }).inc();
+}
+
+/// Waits with the first call, each within a deadline of its own.
+async fn follow(
+    exchange: &Exchange,
+    route: &Route,
+    entry: &Entry,
+    deadline: Deadline,
+) -> Result<Answer, Failure> {
+    let mut stage = entry.stage.subscribe();
+    let ended = timeout_at(deadline.at(), stage.wait_for(|stage| matches!(stage, Stage::Ended(_)))).await;
+    if let Ok(Ok(stage)) = ended
+        && let Stage::Ended(result) = &*stage
+    {
+        return result.clone();
+    }
+    let stage = entry.stage.borrow().clone();
+    Err(timed_out(exchange, route, &stage))
+}
+
+/// What can be said of a call that another one carries on.
+fn timed_out(exchange: &Exchange, route: &Route, stage: &Stage) -> Failure {
+    let topic = Arc::clone(&route.request_topic);
+    let Stage::Running(Some((shard, id))) = stage else {
+        return Failure::new(Why::NotSent("not sent in time".into()), Trace::nothing_sent(topic));
+    };
+    let progress = exchange.instance().shards().get(*shard).and_then(|shard| shard.pending.progress_of(*id));
+    let progress = progress.unwrap_or_else(|| Progress::Unknown("the call has just ended".into()));
+    let at: Option<Coordinates> = match &progress {
+        Progress::Appended(at) => Some(*at),
+        _ => None,
+    };
+    let trace = Trace { id: Some(*id), outcome: Outcome::from(&progress), topic, at, repeat: None };
+    match progress {
+        Progress::NotSent(cause) => Failure::new(Why::NotSent(cause), trace),
+        _ => Failure::new(Why::TimedOut, trace),
+    }
+}
+
+/// The first call: to its deadline, and then on to the end of the window, in
+/// case the reply is only late.
+async fn carry(exchange: Arc<Exchange>, route: Arc<Route>, key: Key, request: Request, entry: Arc<Entry>) {
+    let deadline = request.deadline;
+    let result = match Flight::depart(&exchange, &route, request).await {
+        Ok(mut flight) => {
+            entry.stage.send_replace(Stage::Running(Some((exchange.shard(), flight.id()))));
+            match flight.arrive_by(deadline.at()).await {
+                Some(result) => result,
+                None => {
+                    let failure = flight.give_up();
+                    if failure.trace.outcome == Outcome::NotSent {
+                        Err(failure)
+                    } else {
+                        flight.arrive_by(entry.expires).await.unwrap_or(Err(failure))
+                    }
+                }
+            }
+        }
+        Err(failure) => Err(failure),
+    };
+    exchange.instance().keys.end(&key, &entry, result);
+}
