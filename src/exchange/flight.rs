@@ -120,6 +120,8 @@ impl Flight {
             Completion::Failed(failure) => {
                 self.settle(Ending::Neither);
                 let why = self.explain(failure);
+                // It was being sent when Kafka refused it for certain.
+                let trace = Trace { outcome: Outcome::NotSent, ..trace };
                 if !matches!(why, Why::Draining) {
                     self.dead_letter(DeadLetterOn::Rejected, &why, &trace);
                 }
