@@ -70,8 +70,6 @@ pub struct TestGateway {
     suffix: String,
 }
 
-pub struct TestGatewayStart;
-
 impl TestGateway {
     /// The sample protos, one shard, a cluster, no worker.
     pub fn build() -> TestGatewayBuilder {
@@ -247,6 +245,10 @@ impl TestGateway {
 
     pub fn broker(&self) -> &DevBroker {
         self.broker.as_ref().unwrap()
+    }
+
+    pub fn take_broker(&mut self) -> DevBroker {
+        self.broker.take().unwrap()
     }
 
     /// The topic's name in this test's cluster.

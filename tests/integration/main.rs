@@ -3,7 +3,11 @@
 
 mod bad_input;
 mod calls;
+mod circuit;
 mod harness;
+mod idempotency;
 mod lifecycle;
+mod outcomes;
 mod poison;
 mod raw;
+mod records;
