@@ -256,6 +256,10 @@ impl TestGateway {
         format!("{name}-{}", self.suffix)
     }
 
+    pub async fn cluster_topics(&self) -> Vec<String> {
+        self.cluster.topics().await.unwrap().into_iter().map(|topic| topic.name).collect()
+    }
+
     pub fn drop_worker(&mut self) {
         self.worker = None;
     }

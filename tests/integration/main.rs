@@ -4,6 +4,7 @@
 mod bad_input;
 mod calls;
 mod circuit;
+mod dead_letters;
 mod harness;
 mod idempotency;
 mod lifecycle;
