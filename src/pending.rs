@@ -231,7 +231,8 @@ impl Pending {
     pub fn fail(&self, id: CorrelationId, failure: SendFailure) {
         let mut slots = self.lock();
         let Some(slot) = slots.live(id) else { return };
-        if let State::Waiting { .. } = slot.state {
+        if let State::Waiting { progress, .. } = &mut slot.state {
+            *progress = Progress::NotSent("it never will be".into());
             let waker = slot.complete(Completion::Failed(failure));
             drop(slots);
             wake(waker);
