@@ -260,7 +260,11 @@ impl Exchange {
         deadline: Deadline,
     ) -> Result<Answer, Failure> {
         let completion = timeout_at(deadline.at(), ticket.wait()).await;
-        let trace = trace(route, &ticket);
+        let mut trace = trace(route, &ticket);
+        if let Ok(Completion::Reply(_)) = &completion {
+            // Who replies has read the request, whatever the acknowledgement says, or will say.
+            trace.outcome = Outcome::Sent;
+        }
         let failed = |why| Err(Failure { why, trace: trace.clone() });
         match completion {
             Ok(Completion::Reply(record)) => {
