@@ -97,13 +97,24 @@ impl Lane {
         let mut denials = 0;
         let mut behind: Vec<Vec<Parcel>> = Vec::new();
         loop {
-            batch.retain(|parcel| self.pending.begin_send(parcel.id));
+            batch.retain(|parcel| self.pending.is_waiting(parcel.id));
             if batch.is_empty() {
                 let Some(next) = behind.pop() else { return };
                 batch = next;
                 continue;
             }
-            let error = match self.produce(&batch, writer).await {
+            let produced = match self.connect(writer).await {
+                Ok(connected) => {
+                    // Only now: a call that ends while the lane connects has certainly sent nothing.
+                    batch.retain(|parcel| self.pending.begin_send(parcel.id));
+                    if batch.is_empty() {
+                        continue;
+                    }
+                    send(&mut **connected, &batch).await
+                }
+                Err(error) => Err(error),
+            };
+            let error = match produced {
                 Ok(base_offset) => {
                     self.acknowledge(&batch, base_offset);
                     batch.clear();
@@ -151,25 +162,21 @@ impl Lane {
         }
     }
 
-    async fn produce(
+    async fn connect<'a>(
         &self,
-        batch: &[Parcel],
-        writer: &mut Option<Box<dyn PartitionWriter>>,
-    ) -> Result<Option<i64>, ProduceError> {
-        let connected = match writer {
-            Some(connected) => connected,
+        writer: &'a mut Option<Box<dyn PartitionWriter>>,
+    ) -> Result<&'a mut Box<dyn PartitionWriter>, ProduceError> {
+        match writer {
+            Some(connected) => Ok(connected),
             None => {
                 let fresh = self.cluster.writer(&self.topic, self.partition).await;
-                writer.insert(fresh.map_err(|error| match error {
+                Ok(writer.insert(fresh.map_err(|error| match error {
                     ClusterError::NoSuchTopic(_) => ProduceError::NoSuchTopic,
                     ClusterError::Refused(cause) => ProduceError::Refused(cause),
                     other => ProduceError::NotSent(other.to_string()),
-                })?)
+                })?))
             }
-        };
-        let records: Vec<Record> = batch.iter().map(|parcel| parcel.record.clone()).collect();
-        let compression = batch.first().map_or(Compression::None, |parcel| parcel.compression);
-        connected.produce(&records, compression).await.map(|appended| appended.base_offset)
+        }
     }
 
     fn acknowledge(&self, batch: &[Parcel], base_offset: Option<i64>) {
@@ -231,6 +238,12 @@ impl Lane {
         self.metrics.produce_errors.get_or_create(&ProduceErrorLabels { kind }).inc();
         tracing::warn!(topic = &*self.topic, partition = self.partition, %error, "produce failed");
     }
+}
+
+async fn send(writer: &mut dyn PartitionWriter, batch: &[Parcel]) -> Result<Option<i64>, ProduceError> {
+    let records: Vec<Record> = batch.iter().map(|parcel| parcel.record.clone()).collect();
+    let compression = batch.first().map_or(Compression::None, |parcel| parcel.compression);
+    writer.produce(&records, compression).await.map(|appended| appended.base_offset)
 }
 
 fn error_text(wait: Duration) -> String {
