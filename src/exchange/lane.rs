@@ -140,8 +140,12 @@ impl Lane {
                         backoff.pause().await;
                     }
                 }
-                ProduceError::TooLarge => self.isolate(&mut batch, &mut behind, SendFailure::TooLarge),
+                ProduceError::TooLarge => {
+                    self.not_sent(&batch, &ProduceError::TooLarge.to_string());
+                    self.isolate(&mut batch, &mut behind, SendFailure::TooLarge);
+                }
                 ProduceError::Refused(cause) => {
+                    self.not_sent(&batch, &cause);
                     self.isolate(&mut batch, &mut behind, SendFailure::Refused(cause.into()));
                 }
                 ProduceError::Throttled { wait } => {
