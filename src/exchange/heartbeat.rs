@@ -17,6 +17,9 @@ use crate::message::HEARTBEAT;
 use crate::terms::Compression;
 use crate::transport::{Cluster, HeaderName, PartitionReader, PartitionWriter, Record};
 
+/// Between beats until the first has come back.
+const FIRST_BEATS_INTERVAL: Duration = Duration::from_millis(100);
+
 /// Beats for one shard.
 pub(super) struct Heart {
     pub(super) shard: usize,
@@ -37,7 +40,7 @@ impl Heart {
             match self.beat(&mut writer).await {
                 Ok(()) => {
                     backoff.reset();
-                    tokio::time::sleep(self.interval).await;
+                    tokio::time::sleep(self.pause()).await;
                 }
                 Err(error) => {
                     tracing::warn!(shard = self.shard, error, "heartbeat not written");
@@ -47,6 +50,11 @@ impl Heart {
             }
             trimmer.trim(&self).await;
         }
+    }
+
+    /// A beat that was written before the reader took its place is never read.
+    fn pause(&self) -> Duration {
+        if self.instance.has_heartbeat(self.shard) { self.interval } else { FIRST_BEATS_INTERVAL }
     }
 
     async fn beat(&self, writer: &mut Option<Box<dyn PartitionWriter>>) -> Result<(), String> {

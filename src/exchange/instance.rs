@@ -167,6 +167,11 @@ impl Instance {
         self.shards[shard].heartbeat_ms.store(self.now_ms(), Ordering::Release);
     }
 
+    /// Whether a heartbeat has ever come back.
+    pub(super) fn has_heartbeat(&self, shard: usize) -> bool {
+        self.shards[shard].heartbeat_ms.load(Ordering::Acquire) > 0
+    }
+
     pub(super) fn set_next_offset(&self, shard: usize, offset: i64) {
         self.shards[shard].next_offset.store(offset, Ordering::Release);
     }
