@@ -80,7 +80,8 @@ impl Lane {
                     Err(_) => writer = None,
                 }
             } else {
-                while arrived.len() < limits::BATCH_RECORDS_MAX {
+                // No more than one batch: what lies here no longer counts in the queue's bound.
+                while waiting.len() + arrived.len() < limits::BATCH_RECORDS_MAX {
                     let Ok(parcel) = self.queue.try_recv() else { break };
                     arrived.push(parcel);
                 }
