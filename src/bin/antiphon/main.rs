@@ -12,8 +12,8 @@ use antiphon::config::Flags;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
-/// Half of what rskafka costs per record is allocation; this one made calls
-/// 1.3 times cheaper than the system's.
+/// Half of what rskafka costs per record is allocation, and calls allocate for
+/// their headers; a faster allocator is the cheapest saving there is.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
