@@ -163,6 +163,7 @@ pub struct Gateway {
     instance: Arc<Instance>,
     cluster: Arc<dyn ClusterDebug>,
     drain: DrainConfig,
+    owns_reply_topic: bool,
     supervisor: Supervisor,
     lifecycle: watch::Sender<Lifecycle>,
     shards: Vec<JoinHandle<()>>,
@@ -244,6 +245,7 @@ impl Gateway {
             instance,
             cluster,
             drain: config.drain.clone(),
+            owns_reply_topic: config.reply.instance.is_none(),
             supervisor,
             lifecycle,
             shards,
@@ -304,7 +306,8 @@ impl Gateway {
     pub async fn stop(mut self) -> Result<(), StopError> {
         // Told here and not by the follower, so that it is certainly said
         // before any call is refused.
-        self.health.set(&self.routes, Phase::Draining).await;
+        self.instance.leave();
+        self.health.set(&self.routes, Phase::Leaving).await;
         if !self.drain.notice.is_zero() {
             sleep(self.drain.notice).await;
         }
@@ -376,7 +379,10 @@ impl Gateway {
             return Ok(());
         }
         self.lifecycle.send_replace(Lifecycle::Closing);
-        self.remove_reply_topic().await;
+        // A topic with a fixed name may be somebody else's too.
+        if self.owns_reply_topic {
+            self.remove_reply_topic().await;
+        }
         Err(StartError::NotReady { topic: Arc::clone(self.instance.reply_topic()), waited: limit })
     }
 
@@ -469,11 +475,20 @@ async fn open_reply_path(
 }
 
 async fn try_open(config: &Config, instance: &Instance, cluster: &KafkaCluster) -> Result<(), ClusterError> {
-    instance.directory.refresh(cluster).await?;
+    let topic = instance.reply_topic();
     let partitions = i32::try_from(config.shards).unwrap_or(1);
-    match cluster.create_topic(instance.reply_topic(), partitions, config.reply.replication_factor).await {
-        Err(ClusterError::TopicExists(_)) if config.reply.instance.is_some() => Ok(()),
-        created => created,
+    let created = cluster.create_topic(topic, partitions, config.reply.replication_factor).await;
+    instance.directory.refresh(cluster).await?;
+    match (created, instance.directory.partitions(topic)) {
+        // Left by an earlier life of an instance with a fixed name.
+        (Err(ClusterError::TopicExists(_)), Some(found)) if found < partitions => {
+            Err(ClusterError::Refused(format!(
+                "reply topic {topic} exists with {found} partitions, and {partitions} shards need as many; \
+                 delete it, or set shards = {found}"
+            )))
+        }
+        (Err(ClusterError::TopicExists(_)), _) => Ok(()),
+        (created, _) => created,
     }
 }
 

@@ -72,8 +72,6 @@ pub const HEARTBEAT_AGE_MAX_MS: u64 = 15_000;
 pub const START_TIMEOUT_MS: u64 = 30_000;
 /// How often a reply topic is trimmed of what has been read.
 pub const TRIM_INTERVAL_MS: u64 = 10_000;
-/// Partitions of a reply topic are never more than the shards there can be.
-pub const REPLY_PARTITIONS_MAX: i32 = 256;
 
 /// How long calls in flight may go on after SIGTERM.
 pub const DRAIN_TIMEOUT_MS: u64 = 30_000;
@@ -88,14 +86,13 @@ pub const CONNECTIONS_CEILING: u32 = 1_000_000;
 pub const STREAMS_PER_CONNECTION_MAX: u32 = 1_000;
 /// The most that `grpc.streams_per_connection_max` may be set to.
 pub const STREAMS_PER_CONNECTION_CEILING: u32 = 1_000_000;
-/// Bytes of request headers (SETTINGS_MAX_HEADER_LIST_SIZE).
+/// Bytes of request headers (SETTINGS_MAX_HEADER_LIST_SIZE), and so of the
+/// metadata that is forwarded.
 pub const HEADER_LIST_BYTES_MAX: u32 = 16 * 1024;
 /// HTTP/2 keep-alive: a ping after this much quiet.
 pub const KEEP_ALIVE_INTERVAL_MS: u64 = 30_000;
 /// HTTP/2 keep-alive: how long its answer may take.
 pub const KEEP_ALIVE_TIMEOUT_MS: u64 = 20_000;
-/// Bytes of metadata forwarded from one call into its record's headers.
-pub const METADATA_FORWARD_BYTES_MAX: usize = 16 * 1024;
 /// Bytes of reply headers turned into response metadata.
 pub const RESPONSE_METADATA_BYTES_MAX: usize = 8 * 1024;
 /// Bytes of an error message in `grpc-message`.

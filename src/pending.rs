@@ -56,8 +56,6 @@ pub enum SendFailure {
     TooLarge,
     /// The broker refused the record, for this reason.
     Refused(Arc<str>),
-    /// The instance stops.
-    Stopping,
 }
 
 /// What ends a wait.
@@ -232,7 +230,8 @@ impl Pending {
     pub fn fail(&self, id: CorrelationId, failure: SendFailure) {
         let mut slots = self.lock();
         let Some(slot) = slots.live(id) else { return };
-        if let State::Waiting { .. } = slot.state {
+        if let State::Waiting { progress, .. } = &mut slot.state {
+            *progress = Progress::NotSent("it never will be".into());
             let waker = slot.complete(Completion::Failed(failure));
             drop(slots);
             wake(waker);

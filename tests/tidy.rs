@@ -128,7 +128,7 @@ fn each_name_stays_in_its_rooms() {
         ("rskafka", &["src/kafka/"]),
         ("tonic::", &["src/ingress/", "src/admin/", "src/bin/"]),
         ("tonic::Status", &["src/ingress/"]),
-        ("kafka_protocol", &["src/dev_broker/"]),
+        ("kafka_protocol", &["src/dev_broker/", "src/kafka/"]),
         ("tokio::spawn", &["src/supervisor.rs", "src/dev_broker/"]),
         ("thread::spawn", &["src/supervisor.rs"]),
         ("thread::Builder", &["src/supervisor.rs"]),

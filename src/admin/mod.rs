@@ -50,6 +50,7 @@ async fn ready(State(admin): State<Admin>) -> (StatusCode, &'static str) {
             StatusCode::SERVICE_UNAVAILABLE,
             "not ready: no heartbeat has come back from the reply topic lately\n",
         ),
+        Phase::Leaving => (StatusCode::SERVICE_UNAVAILABLE, "about to drain\n"),
         Phase::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
     }
 }

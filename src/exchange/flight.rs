@@ -120,11 +120,7 @@ impl Flight {
             Completion::Failed(failure) => {
                 self.settle(Ending::Neither);
                 let why = self.explain(failure);
-                // It was being sent when Kafka refused it for certain.
-                let trace = Trace { outcome: Outcome::NotSent, ..trace };
-                if !matches!(why, Why::Draining) {
-                    self.dead_letter(DeadLetterOn::Rejected, &why, &trace);
-                }
+                self.dead_letter(DeadLetterOn::Rejected, &why, &trace);
                 Err(Failure::new(why, trace))
             }
         }
@@ -149,7 +145,6 @@ impl Flight {
             SendFailure::NoSuchTopic => Why::NoSuchTopic(Arc::clone(&self.route.request_topic)),
             SendFailure::TooLarge => Why::TooLarge,
             SendFailure::Refused(cause) => Why::Refused(cause),
-            SendFailure::Stopping => Why::Draining,
         }
     }
 

@@ -17,6 +17,12 @@ use crate::message::HEARTBEAT;
 use crate::terms::Compression;
 use crate::transport::{Cluster, HeaderName, PartitionReader, PartitionWriter, Record};
 
+/// How often to look whether the reader has taken its place: a beat that is
+/// written before is never read.
+const POSITION_POLL: Duration = Duration::from_millis(2);
+/// Between beats until the first has come back.
+const FIRST_BEATS_INTERVAL: Duration = Duration::from_millis(100);
+
 /// Beats for one shard.
 pub(super) struct Heart {
     pub(super) shard: usize,
@@ -27,17 +33,20 @@ pub(super) struct Heart {
 }
 
 impl Heart {
-    /// Never ends. The first beat goes out at once, and again soon until one
-    /// has come back.
+    /// Never ends. The first beat goes out as soon as it can be read, and again
+    /// soon until one has come back.
     pub(super) async fn run(self) {
         let mut backoff = Backoff::default();
         let mut writer = None;
+        while !self.instance.is_positioned(self.shard) {
+            tokio::time::sleep(POSITION_POLL).await;
+        }
         let mut trimmer = Trimmer { next: Instant::now() + trim_interval(), trimmed_to: 0, reader: None };
         loop {
             match self.beat(&mut writer).await {
                 Ok(()) => {
                     backoff.reset();
-                    tokio::time::sleep(self.interval).await;
+                    tokio::time::sleep(self.pause()).await;
                 }
                 Err(error) => {
                     tracing::warn!(shard = self.shard, error, "heartbeat not written");
@@ -47,6 +56,11 @@ impl Heart {
             }
             trimmer.trim(&self).await;
         }
+    }
+
+    /// The first has to come back before the instance is ready.
+    fn pause(&self) -> Duration {
+        if self.instance.has_heartbeat(self.shard) { self.interval } else { FIRST_BEATS_INTERVAL }
     }
 
     async fn beat(&self, writer: &mut Option<Box<dyn PartitionWriter>>) -> Result<(), String> {

@@ -23,6 +23,8 @@ pub enum Phase {
     NotReady,
     /// Yes.
     Ready,
+    /// Still, but the instance is about to stop and says so to health checks.
+    Leaving,
     /// No more: the instance stops.
     Draining,
 }
@@ -165,6 +167,7 @@ impl Instance {
     pub fn phase(&self) -> Phase {
         match self.phase_now.load(Ordering::Acquire) {
             n if n == Phase::Ready as u8 => Phase::Ready,
+            n if n == Phase::Leaving as u8 => Phase::Leaving,
             n if n == Phase::Draining as u8 => Phase::Draining,
             _ => Phase::NotReady,
         }
@@ -175,6 +178,11 @@ impl Instance {
         self.phase.subscribe()
     }
 
+    /// Tells health checks that the instance is about to stop.
+    pub fn leave(&self) {
+        self.set_phase(Phase::Leaving);
+    }
+
     /// Accepts no more calls, for good.
     pub fn drain(&self) {
         self.set_phase(Phase::Draining);
@@ -183,7 +191,7 @@ impl Instance {
     /// Looks at every shard's reader and heartbeat, and changes the phase
     /// accordingly. Called a few times a second by the composition.
     pub fn review(&self) {
-        if self.phase() != Phase::Draining {
+        if matches!(self.phase(), Phase::NotReady | Phase::Ready) {
             let healthy = self.shards.iter().all(|shard| self.is_healthy(shard));
             self.set_phase(if healthy { Phase::Ready } else { Phase::NotReady });
         }
@@ -216,9 +224,18 @@ impl Instance {
         self.shards[shard].positioned.store(positioned, Ordering::Release);
     }
 
+    pub(super) fn is_positioned(&self, shard: usize) -> bool {
+        self.shards[shard].positioned.load(Ordering::Acquire)
+    }
+
     /// A heartbeat of ours has come back.
     pub(super) fn heartbeat_seen(&self, shard: usize) {
         self.shards[shard].heartbeat_ms.store(self.now_ms(), Ordering::Release);
+    }
+
+    /// Whether a heartbeat has ever come back.
+    pub(super) fn has_heartbeat(&self, shard: usize) -> bool {
+        self.shards[shard].heartbeat_ms.load(Ordering::Acquire) > 0
     }
 
     pub(super) fn set_next_offset(&self, shard: usize, offset: i64) {

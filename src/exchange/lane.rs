@@ -119,7 +119,8 @@ impl Lane {
                     Err(_) => writer = None,
                 }
             } else {
-                while arrived.len() < limits::BATCH_RECORDS_MAX {
+                // No more than one batch: what lies here no longer counts in the queue's bound.
+                while waiting.len() + arrived.len() < limits::BATCH_RECORDS_MAX {
                     let Ok(parcel) = self.queue.try_recv() else { break };
                     arrived.push(parcel);
                 }
@@ -136,13 +137,24 @@ impl Lane {
         let mut denials = 0;
         let mut behind: Vec<Vec<Parcel>> = Vec::new();
         loop {
-            batch.retain(|parcel| self.may_send(parcel));
+            batch.retain(|parcel| self.is_wanted(parcel));
             if batch.is_empty() {
                 let Some(next) = behind.pop() else { return };
                 batch = next;
                 continue;
             }
-            let error = match self.produce(&batch, writer).await {
+            let produced = match self.connect(writer).await {
+                Ok(connected) => {
+                    // Only now: a call that ends while the lane connects has certainly sent nothing.
+                    batch.retain(|parcel| self.begin_send(parcel));
+                    if batch.is_empty() {
+                        continue;
+                    }
+                    send(&mut **connected, &batch).await
+                }
+                Err(error) => Err(error),
+            };
+            let error = match produced {
                 Ok(base_offset) => {
                     self.acknowledge(&batch, base_offset);
                     batch.clear();
@@ -168,8 +180,12 @@ impl Lane {
                         backoff.pause().await;
                     }
                 }
-                ProduceError::TooLarge => self.isolate(&mut batch, &mut behind, SendFailure::TooLarge),
+                ProduceError::TooLarge => {
+                    self.not_sent(&batch, &ProduceError::TooLarge.to_string());
+                    self.isolate(&mut batch, &mut behind, SendFailure::TooLarge);
+                }
                 ProduceError::Refused(cause) => {
+                    self.not_sent(&batch, &cause);
                     self.isolate(&mut batch, &mut behind, SendFailure::Refused(cause.into()));
                 }
                 ProduceError::Throttled { wait } => {
@@ -190,15 +206,23 @@ impl Lane {
         }
     }
 
-    /// Whether anybody still wants it. From here on it may be in the log.
-    fn may_send(&self, parcel: &Parcel) -> bool {
+    /// Whether anybody still waits for it, or it is still to be tried.
+    fn is_wanted(&self, parcel: &Parcel) -> bool {
         match &parcel.owner {
-            Owner::Call(id) => self.pending.begin_send(*id),
+            Owner::Call(id) => self.pending.is_waiting(*id),
             Owner::Aftermath(rest) if Instant::now() < rest.expires => true,
             Owner::Aftermath(rest) => {
                 self.give_up(rest, "Kafka could not be reached in time");
                 false
             }
+        }
+    }
+
+    /// From here on it may be in the log. `false`: its call has just ended.
+    fn begin_send(&self, parcel: &Parcel) -> bool {
+        match &parcel.owner {
+            Owner::Call(id) => self.pending.begin_send(*id),
+            Owner::Aftermath(_) => true,
         }
     }
 
@@ -208,25 +232,21 @@ impl Lane {
         tracing::error!(topic, partition, correlation_id = %about, what = rest.what, why, "record lost");
     }
 
-    async fn produce(
+    async fn connect<'a>(
         &self,
-        batch: &[Parcel],
-        writer: &mut Option<Box<dyn PartitionWriter>>,
-    ) -> Result<Option<i64>, ProduceError> {
-        let connected = match writer {
-            Some(connected) => connected,
+        writer: &'a mut Option<Box<dyn PartitionWriter>>,
+    ) -> Result<&'a mut Box<dyn PartitionWriter>, ProduceError> {
+        match writer {
+            Some(connected) => Ok(connected),
             None => {
                 let fresh = self.cluster.writer(&self.topic, self.partition).await;
-                writer.insert(fresh.map_err(|error| match error {
+                Ok(writer.insert(fresh.map_err(|error| match error {
                     ClusterError::NoSuchTopic(_) => ProduceError::NoSuchTopic,
                     ClusterError::Refused(cause) => ProduceError::Refused(cause),
                     other => ProduceError::NotSent(other.to_string()),
-                })?)
+                })?))
             }
-        };
-        let records: Vec<Record> = batch.iter().map(|parcel| parcel.record.clone()).collect();
-        let compression = batch.first().map_or(Compression::None, |parcel| parcel.compression);
-        connected.produce(&records, compression).await.map(|appended| appended.base_offset)
+        }
     }
 
     fn acknowledge(&self, batch: &[Parcel], base_offset: Option<i64>) {
@@ -298,6 +318,12 @@ impl Lane {
         self.metrics.produce_errors.get_or_create(&ProduceErrorLabels { kind }).inc();
         tracing::warn!(topic = &*self.topic, partition = self.partition, %error, "produce failed");
     }
+}
+
+async fn send(writer: &mut dyn PartitionWriter, batch: &[Parcel]) -> Result<Option<i64>, ProduceError> {
+    let records: Vec<Record> = batch.iter().map(|parcel| parcel.record.clone()).collect();
+    let compression = batch.first().map_or(Compression::None, |parcel| parcel.compression);
+    writer.produce(&records, compression).await.map(|appended| appended.base_offset)
 }
 
 fn error_text(wait: Duration) -> String {

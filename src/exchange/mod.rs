@@ -180,8 +180,8 @@ impl Exchange {
         match self.instance.phase() {
             Phase::NotReady => Err(Why::NotReady),
             Phase::Draining => Err(Why::Draining),
-            Phase::Ready if deadline.has_passed() => Err(Why::TooLate),
-            Phase::Ready => Ok(()),
+            Phase::Ready | Phase::Leaving if deadline.has_passed() => Err(Why::TooLate),
+            Phase::Ready | Phase::Leaving => Ok(()),
         }
     }
 

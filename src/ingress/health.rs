@@ -40,7 +40,7 @@ impl Health {
     pub async fn set(&self, routes: &RouteTable, phase: Phase) {
         let status = match phase {
             Phase::Ready => ServingStatus::Serving,
-            Phase::NotReady | Phase::Draining => ServingStatus::NotServing,
+            Phase::NotReady | Phase::Leaving | Phase::Draining => ServingStatus::NotServing,
         };
         for service in std::iter::once(OVERALL).chain(routes.services()) {
             self.reporter.set_service_status(service, status).await;

@@ -49,12 +49,18 @@ impl Allowed {
     }
 
     /// Response metadata from a reply's headers. A value that HTTP/2 can't
-    /// carry is left out.
+    /// carry is left out, and so is what goes beyond
+    /// [`limits::RESPONSE_METADATA_BYTES_MAX`].
     pub(super) fn give_back(&self, reply: &[(RecordHeaderName, Bytes)]) -> HeaderMap {
         let mut metadata = HeaderMap::new();
+        let mut bytes = 0;
         for (name, value) in reply {
             if !self.give_back.iter().any(|allowed| name.eq_ignore_ascii_case(allowed)) {
                 continue;
+            }
+            bytes += name.len() + value.len();
+            if bytes > limits::RESPONSE_METADATA_BYTES_MAX {
+                break;
             }
             let pair =
                 (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_maybe_shared(value.clone()));

@@ -3,7 +3,7 @@
 //! | what happened | status |
 //! |---|---|
 //! | no reply in time, the request being in the log or perhaps there | DEADLINE_EXCEEDED |
-//! | nothing was sent: not ready, draining, Kafka away, no such topic | UNAVAILABLE |
+//! | nothing was sent: not ready, draining, Kafka away, no such topic | UNAVAILABLE, with `grpc-retry-pushback-ms` |
 //! | a bound was reached | RESOURCE_EXHAUSTED, with `grpc-retry-pushback-ms` and RetryInfo |
 //! | an open circuit | UNAVAILABLE, with `grpc-retry-pushback-ms` |
 //! | message, key or partition of no use | INVALID_ARGUMENT |
@@ -13,7 +13,8 @@
 //! | a reply that can't be understood | INTERNAL |
 //! | the worker's own error | as the worker says |
 //!
-//! Every status tells what is known of the request, in trailers:
+//! Every status of a call that reached its route's exchange tells what is known
+//! of the request, in trailers:
 //! `antiphon-outcome` (`not-sent`, `sent` or `unknown`), `antiphon-record`
 //! (`topic/partition/offset`, as far as known), `antiphon-correlation-id`, and
 //! `antiphon-idempotency` (`joined` or `kept`) where a key was known already.

@@ -53,6 +53,16 @@ pub struct Connector {
     sasl: Option<RskafkaSasl>,
 }
 
+/// What SASL the brokers ask for, for a reader that speaks PLAIN alone.
+pub(super) enum Plain<'a> {
+    /// None.
+    NotAsked,
+    /// PLAIN, with this name and password.
+    With((&'a str, &'a str)),
+    /// Something else.
+    OtherMechanism,
+}
+
 impl std::fmt::Debug for Connector {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Connector")
@@ -91,6 +101,24 @@ impl Connector {
 }
 
 impl Connector {
+    pub(super) fn bootstrap_servers(&self) -> &[String] {
+        &self.bootstrap_servers
+    }
+
+    pub(super) fn tls(&self) -> Option<Arc<rustls::ClientConfig>> {
+        self.tls.clone()
+    }
+
+    pub(super) fn plain(&self) -> Plain<'_> {
+        match &self.sasl {
+            None => Plain::NotAsked,
+            Some(RskafkaSasl::Plain(credentials)) => {
+                Plain::With((&credentials.username, &credentials.password))
+            }
+            Some(_) => Plain::OtherMechanism,
+        }
+    }
+
     /// Nobody has answered within `limit`: whether anybody listens at all is
     /// what the reader of the error wants to know first.
     pub(super) async fn explain_silence(&self, limit: Duration) -> ClusterError {

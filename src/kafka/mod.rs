@@ -15,6 +15,7 @@ pub mod config;
 mod connect;
 mod explain;
 mod nodelay;
+mod raw;
 mod reader;
 mod throttle;
 mod writer;
@@ -176,7 +177,8 @@ impl Cluster for KafkaCluster {
 
     async fn reader(&self, topic: &str, partition: i32) -> Result<Box<dyn PartitionReader>, ClusterError> {
         let client = self.partition(topic, partition).await?;
-        Ok(Box::new(reader::Reader::new(client, self.timeout)))
+        let raw = raw::RawReader::new(Arc::clone(&self.connector), topic, partition);
+        Ok(Box::new(reader::Reader::new(client, self.timeout, raw)))
     }
 }
 

@@ -226,12 +226,13 @@ class Gateway(Process):
     def ready_line(self):
         return READY_LINE.search(self.stdout.read_text())
 
-    def metric(self, name):
-        """The sum of a metric's samples on the admin port."""
+    def metric(self, name, label="", default=None):
+        """The sum of a metric's samples on the admin port, or of those with a label."""
         with urllib.request.urlopen(f"http://{self.admin}/metrics", timeout=5) as answer:
             text = answer.read().decode()
-        values = re.findall(rf"^{name}(?:\{{.*\}})? (\S+)", text, re.MULTILINE)
-        check(values, f"/metrics has no {name}")
+        labels = rf"\{{.*{re.escape(label)}.*\}}" if label else r"(?:\{.*\})?"
+        values = re.findall(rf"^{name}{labels} (\S+)", text, re.MULTILINE)
+        check(values or default is not None, f"/metrics has no {name}")
         return sum(float(value) for value in values)
 
 

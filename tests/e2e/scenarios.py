@@ -16,6 +16,7 @@ import time
 import traceback
 from pathlib import Path
 
+import confluent_kafka
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -69,6 +70,90 @@ async def code_of(call):
         return grpc.StatusCode.OK
     except grpc.aio.AioRpcError as error:
         return error.code()
+
+
+# ---- replies within transactions, with headers that have no value ---------------
+
+
+def scenario_transactional_worker(setup):
+    """What such a worker leaves on the reply topic, no client can leave out:
+    markers, records of aborted transactions, null headers. Every call gets its
+    committed reply, and never an aborted one."""
+    gateway = setup.gateway()
+    worker = TransactionalWorker(setup)
+    with worker:
+        asyncio.run(call_one_after_the_other(setup, gateway, 50))
+    check(worker.failure is None, f"the worker ended: {worker.failure}")
+    poison = gateway.metric("antiphon_replies_total", label='kind="undecodable"', default=0)
+    check(poison == 0, f"{poison:g} records were passed over as undecodable")
+
+
+async def call_one_after_the_other(setup, gateway, calls):
+    async with Payments(setup, gateway.grpc) as caller:
+        for number in range(calls):
+            order = f"{setup.run}-t-{number}"
+            reply = await caller.pay(order, number + 1)
+            check(reply.payment_id == f"committed-{order}", f"{order} was answered with {reply.payment_id}")
+
+
+class TransactionalWorker(threading.Thread):
+    """Replies in a transaction of its own, after one that it aborts."""
+
+    def __init__(self, setup):
+        super().__init__(daemon=True)
+        self.messages = setup.payments
+        self.failure = None
+        self.ending = threading.Event()
+        common = {"bootstrap.servers": setup.kafka.bootstrap}
+        self.producer = confluent_kafka.Producer({**common, "transactional.id": f"worker-{setup.run}"})
+        group = f"transactional-{setup.run}"
+        setup.kafka.create_group(group)
+        self.consumer = confluent_kafka.Consumer({**common, "group.id": group, "auto.offset.reset": "latest"})
+
+    def __enter__(self):
+        self.producer.init_transactions(30)
+        self.consumer.subscribe(["payment_request"])
+        wait_until(self._assigned, 30, "the transactional worker has no partitions")
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        self.ending.set()
+        self.join(30)
+        self.consumer.close()
+
+    def _assigned(self):
+        check(self.consumer.poll(0.1) is None, "a request before any was sent")
+        return bool(self.consumer.assignment())
+
+    def run(self):
+        try:
+            while not self.ending.is_set():
+                record = self.consumer.poll(0.1)
+                if record is not None and record.error() is None:
+                    self._answer(record)
+        except Exception as error:  # the scenario tells
+            self.failure = error
+
+    def _answer(self, record):
+        headers = dict(record.headers())
+        topic = headers["kafka_replyTopic"].decode()
+        partition = int.from_bytes(headers["kafka_replyPartition"], "big")
+        order = self.messages.PayRequest.FromString(record.value()).order_id
+        for word in ("aborted", "committed"):
+            reply = self.messages.PayReply(order_id=order, payment_id=f"{word}-{order}")
+            self.producer.begin_transaction()
+            self.producer.produce(
+                topic,
+                reply.SerializeToString(),
+                partition=partition,
+                headers=[("kafka_correlationId", headers["kafka_correlationId"]), ("x-nothing", None)],
+            )
+            self.producer.flush(10)
+            if word == "aborted":
+                self.producer.abort_transaction(10)
+            else:
+                self.producer.commit_transaction(10)
 
 
 # ---- a: a first look with grpcurl, without a proto -----------------------------

@@ -178,7 +178,7 @@ async fn answer_by_hand(
 
 /// The correlation id of the newest request of `topic`, waiting for one whose
 /// call is still open.
-async fn next_correlation_id(gateway: &TestGateway, topic: &str) -> Bytes {
+pub async fn next_correlation_id(gateway: &TestGateway, topic: &str) -> Bytes {
     use antiphon::transport::Cluster as _;
     let topic = gateway.topic(topic);
     for _ in 0..500 {

@@ -64,6 +64,7 @@ pub struct TestGateway {
     gateway: Option<Gateway>,
     pub cluster: Arc<KafkaCluster>,
     broker: Option<DevBroker>,
+    bootstrap: String,
     worker: Option<Worker>,
     pub channel: Channel,
     supervisor: Supervisor,
@@ -170,6 +171,7 @@ impl TestGatewayBuilder {
                 Some(broker)
             }
         };
+        let bootstrap = self.config.kafka.bootstrap_servers[0].clone();
         let connector = Arc::new(Connector::new(&self.config.kafka).unwrap());
         let cluster = Arc::new(KafkaCluster::new(&self.config.kafka, connector));
         let routes = route::compile(&self.sources(&suffix)).unwrap();
@@ -197,7 +199,16 @@ impl TestGatewayBuilder {
         let gateway = Gateway::start(self.config, routes).await?;
         let endpoint = Endpoint::try_from(format!("http://{}", gateway.grpc_address())).unwrap();
         let channel = endpoint.connect().await.unwrap();
-        Ok(TestGateway { gateway: Some(gateway), cluster, broker, worker, channel, supervisor, suffix })
+        Ok(TestGateway {
+            gateway: Some(gateway),
+            cluster,
+            broker,
+            bootstrap,
+            worker,
+            channel,
+            supervisor,
+            suffix,
+        })
     }
 
     /// Every request topic gets the test's suffix.
@@ -241,6 +252,11 @@ impl TestGateway {
 
     pub fn take_gateway(&mut self) -> Gateway {
         self.gateway.take().unwrap()
+    }
+
+    /// A broker's address.
+    pub fn bootstrap(&self) -> &str {
+        &self.bootstrap
     }
 
     pub fn broker(&self) -> &DevBroker {

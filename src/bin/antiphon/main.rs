@@ -12,6 +12,11 @@ use antiphon::config::Flags;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
+/// Half of what rskafka costs per record is allocation, and calls allocate for
+/// their headers; a faster allocator is the cheapest saving there is.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A gRPC façade over Kafka request-reply.
 #[derive(Debug, Parser)]
 #[command(name = "antiphon", version, arg_required_else_help = true, after_help = EXAMPLES)]
