@@ -341,9 +341,13 @@ impl TestGateway {
             .expect("stops in time")
             .expect("stops in good order");
         assert_eq!(instance.pending_calls(), 0, "calls are left pending");
-        let topics = self.cluster.topics().await.unwrap();
         let reply_topic = instance.reply_topic();
-        assert!(topics.iter().all(|topic| topic.name != **reply_topic), "{reply_topic} is left behind");
+        // A deletion that is done may not have come round to every broker yet.
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while self.cluster_topics().await.iter().any(|topic| **topic == **reply_topic) {
+            assert!(tokio::time::Instant::now() < deadline, "{reply_topic} is left behind");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 }
 

@@ -122,8 +122,10 @@ async fn a_connection_that_died_while_idle_costs_nothing() {
     let gateway = embedded().handler(Samples::default()).start().await;
     pay(&gateway, "5S").await.unwrap();
     gateway.broker().faults().cut_connections();
-    tokio::time::sleep(Duration::from_millis(100)).await;
     let instance = gateway.gateway().instance();
+    gateway.until("the reader has noticed", || instance.metrics.reader_errors.get() > 0).await;
+    // Longer than it takes until readiness follows.
+    tokio::time::sleep(Duration::from_millis(300)).await;
     gateway.until("replies can be read again", || instance.phase() == Phase::Ready).await;
     for _ in 0..3 {
         pay(&gateway, "5S").await.unwrap();
