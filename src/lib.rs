@@ -22,6 +22,7 @@ pub mod transport;
 pub mod pending;
 
 // Flow.
+pub mod dead_letters;
 pub mod exchange;
 pub mod worker;
 

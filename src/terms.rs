@@ -102,6 +102,22 @@ spelled! {
 }
 
 spelled! {
+    /// What a record on a dead-letter topic is.
+    DeadLetterClass {
+        /// A request whose deadline passed and no reply had come.
+        Timeout = "timeout",
+        /// A request whose reply could not be understood.
+        UndecodableReply = "undecodable-reply",
+        /// A request that Kafka refused.
+        Rejected = "rejected",
+        /// A reply that came after its call had ended.
+        LateReply = "late-reply",
+        /// A note that a request was sent again from here.
+        Replayed = "replayed",
+    }
+}
+
+spelled! {
     /// How replies find the instance that waits for them.
     ReplyRouting {
         /// A reply topic of this instance's own.

@@ -49,6 +49,11 @@ pub const TRACESTATE: &str = "tracestate";
 pub const CANCEL: &str = "antiphon-cancel";
 /// Header of a heartbeat in a reply topic: name of the instance.
 pub const HEARTBEAT: &str = "antiphon-heartbeat";
+/// Header of a request that was sent again from a dead-letter topic: how many
+/// times by now.
+pub const REPLAY: &str = "antiphon-replay";
+/// Header of a dead letter: whether the request is in the log.
+pub const OUTCOME: &str = "antiphon-outcome";
 /// Header of a dead letter without its value, which was too large: how many
 /// bytes it had.
 pub const VALUE_LEFT_OUT: &str = "antiphon-value-left-out";

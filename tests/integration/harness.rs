@@ -369,6 +369,14 @@ pub async fn until(what: &str, holds: impl Fn() -> bool) {
     }
 }
 
+pub async fn until_async(what: &str, holds: impl AsyncFn() -> bool) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !holds().await {
+        assert!(tokio::time::Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// A unary call with bytes both ways.
 pub async fn unary(
     channel: Channel,

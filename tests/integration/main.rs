@@ -5,6 +5,7 @@ mod bad_input;
 mod calls;
 mod circuit;
 mod dead_letters;
+mod dlq;
 mod harness;
 mod idempotency;
 mod lifecycle;

@@ -8,6 +8,9 @@ pub(crate) struct Exit(u8);
 
 /// The command line is wrong (EX_USAGE).
 pub(crate) const USAGE: Exit = Exit(64);
+/// What was asked for is not there, or could not be done with all of it
+/// (EX_DATAERR).
+pub(crate) const DATA: Exit = Exit(65);
 /// Something needed is not there: Kafka, a port (EX_UNAVAILABLE).
 pub(crate) const UNAVAILABLE: Exit = Exit(69);
 /// A defect, or calls that had to be cut (EX_SOFTWARE).

@@ -3,6 +3,7 @@
 mod check;
 #[cfg(feature = "dev-broker")]
 mod demo;
+mod dlq;
 mod exit;
 mod serve;
 
@@ -36,6 +37,9 @@ enum Command {
     /// Show the routes that would be served, or what is wrong
     #[command(after_help = CHECK_EXAMPLES)]
     Check(Flags),
+    /// List, show, replay or purge dead letters
+    #[command(subcommand)]
+    Dlq(dlq::DlqCommand),
 }
 
 const EXAMPLES: &str = "\
@@ -43,6 +47,7 @@ Examples:
   antiphon demo
   antiphon serve --proto proto/payments/v1/payments.proto --bootstrap-servers kafka-1:9092
   antiphon check --config antiphon.toml
+  antiphon dlq list payment_request --since 10m
 
 Exit codes: 64 for wrong usage, 69 if Kafka or a port cannot be had, 70 for a
 failure, 78 for wrong configuration.";
@@ -81,6 +86,7 @@ fn run(command: Command) -> ExitCode {
         #[cfg(feature = "dev-broker")]
         Command::Demo(flags) => demo::run(&flags),
         Command::Check(flags) => check::run(&flags),
+        Command::Dlq(command) => dlq::run(&command),
     }
 }
 
