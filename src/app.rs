@@ -358,9 +358,15 @@ impl Gateway {
         }
     }
 
+    /// Once more when Kafka could not be reached: the connection may have died
+    /// while it was idle, and only the next attempt makes a new one.
     async fn remove_reply_topic(&self) {
         let topic = self.instance.reply_topic();
-        match self.cluster.delete_topic(topic).await {
+        let mut removed = self.cluster.delete_topic(topic).await;
+        if let Err(ClusterError::Unreachable(_)) = removed {
+            removed = self.cluster.delete_topic(topic).await;
+        }
+        match removed {
             Ok(()) => tracing::info!(%topic, "reply topic removed"),
             Err(error) => tracing::error!(%topic, %error, "reply topic not removed"),
         }

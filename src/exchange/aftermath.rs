@@ -13,6 +13,7 @@
 //! | `failure.reason` | for people |
 //! | `failure.timestamp` | milliseconds since 1970 |
 //! | `antiphon-outcome` | `not-sent`, `sent` or `unknown` |
+//! | `antiphon-value-left-out` | bytes of the value, where it is left out because the broker takes no record as large |
 //!
 //! A `late-reply` record is the reply, under the key of the request; its
 //! `original.*` say where on the reply topic it was found. Request and late

@@ -154,11 +154,7 @@ impl Flight {
         self.landed = true;
         self.ticket.mark_timed_out();
         let trace = self.trace();
-        let why = match self.ticket.progress() {
-            Progress::NotSent(cause) => Why::NotSent(cause),
-            Progress::Queued => Why::NotSent("the requests before it were not acknowledged in time".into()),
-            _ => Why::TimedOut,
-        };
+        let why = why_not_in_time(self.ticket.progress());
         if trace.outcome == Outcome::NotSent {
             self.settle(Ending::Neither);
         } else {
@@ -208,6 +204,15 @@ impl Drop for Flight {
         if self.route.cancel_record && sent {
             self.exchange.scribe().cancel(&self.route, self.id(), self.partition, self.key.take());
         }
+    }
+}
+
+/// What a call is told whose deadline passes when its request is so far.
+pub(super) fn why_not_in_time(progress: Progress) -> Why {
+    match progress {
+        Progress::NotSent(cause) => Why::NotSent(cause),
+        Progress::Queued => Why::NotSent("the requests before it were not acknowledged in time".into()),
+        _ => Why::TimedOut,
     }
 }
 

@@ -26,7 +26,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::config::IdempotencyConfig;
 use super::failure::{Failure, Outcome, Repeat, Trace, Why};
-use super::flight::Flight;
+use super::flight::{Flight, why_not_in_time};
 use super::{Answer, Exchange, Request};
 use crate::correlation::CorrelationId;
 use crate::deadline::Deadline;
@@ -276,10 +276,7 @@ fn timed_out(exchange: &Exchange, route: &Route, stage: &Stage) -> Failure {
         _ => None,
     };
     let trace = Trace { id: Some(*id), outcome: Outcome::from(&progress), topic, at, repeat: None };
-    match progress {
-        Progress::NotSent(cause) => Failure::new(Why::NotSent(cause), trace),
-        _ => Failure::new(Why::TimedOut, trace),
-    }
+    Failure::new(why_not_in_time(progress), trace)
 }
 
 /// The first call: to its deadline, and then on to the end of the window, in

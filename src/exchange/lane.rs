@@ -20,6 +20,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
@@ -28,10 +29,11 @@ use super::topics::TopicDirectory;
 use crate::backoff::Backoff;
 use crate::correlation::CorrelationId;
 use crate::limits;
+use crate::message::VALUE_LEFT_OUT;
 use crate::metrics::{Metrics, ProduceErrorLabels};
 use crate::pending::{Coordinates, Pending, Progress, SendFailure};
 use crate::terms::Compression;
-use crate::transport::{Cluster, ClusterError, PartitionWriter, ProduceError, Record};
+use crate::transport::{Cluster, ClusterError, HeaderName, PartitionWriter, ProduceError, Record};
 
 /// A lane that has had nothing to do for this long closes its connection.
 const IDLE: Duration = Duration::from_secs(300);
@@ -54,6 +56,20 @@ pub(super) struct Parcel {
     pub(super) repeatable: bool,
     /// It may be in the log already.
     pub(super) maybe_sent: bool,
+}
+
+impl Parcel {
+    /// A dead letter that is too large goes without its value rather than not
+    /// at all. `false`: it has none to leave out, or a call waits for it.
+    fn leave_value_out(&mut self) -> bool {
+        if matches!(self.owner, Owner::Call(_)) {
+            return false;
+        }
+        let Some(value) = self.record.value.take() else { return false };
+        let bytes = Bytes::from(value.len().to_string());
+        self.record.headers.push((HeaderName::Borrowed(VALUE_LEFT_OUT), bytes));
+        true
+    }
 }
 
 /// Whom a record is for.
@@ -285,7 +301,7 @@ impl Lane {
     fn isolate(&self, batch: &mut Vec<Parcel>, behind: &mut Vec<Vec<Parcel>>, failure: SendFailure) {
         if batch.len() > 1 {
             behind.push(batch.split_off(batch.len() / 2));
-        } else {
+        } else if failure != SendFailure::TooLarge || !batch.iter_mut().all(Parcel::leave_value_out) {
             self.fail(batch, &failure);
         }
     }

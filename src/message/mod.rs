@@ -49,6 +49,9 @@ pub const TRACESTATE: &str = "tracestate";
 pub const CANCEL: &str = "antiphon-cancel";
 /// Header of a heartbeat in a reply topic: name of the instance.
 pub const HEARTBEAT: &str = "antiphon-heartbeat";
+/// Header of a dead letter without its value, which was too large: how many
+/// bytes it had.
+pub const VALUE_LEFT_OUT: &str = "antiphon-value-left-out";
 /// Media type of a protobuf message in a record.
 pub const PROTOBUF: &str = "application/protobuf";
 

@@ -263,9 +263,17 @@ impl TestGateway {
         self.broker.as_ref().unwrap()
     }
 
+    pub fn take_broker(&mut self) -> DevBroker {
+        self.broker.take().unwrap()
+    }
+
     /// The topic's name in this test's cluster.
     pub fn topic(&self, name: &str) -> String {
         format!("{name}-{}", self.suffix)
+    }
+
+    pub async fn cluster_topics(&self) -> Vec<String> {
+        self.cluster.topics().await.unwrap().into_iter().map(|topic| topic.name).collect()
     }
 
     pub fn drop_worker(&mut self) {

@@ -3,7 +3,12 @@
 
 mod bad_input;
 mod calls;
+mod circuit;
+mod dead_letters;
 mod harness;
+mod idempotency;
 mod lifecycle;
+mod outcomes;
 mod poison;
 mod raw;
+mod records;

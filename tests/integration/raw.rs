@@ -12,6 +12,7 @@ use tonic::{Code, Status};
 pub struct RawAnswer {
     pub http: StatusCode,
     pub headers: HeaderMap,
+    pub body: Bytes,
     pub trailers: HeaderMap,
 }
 
@@ -54,5 +55,5 @@ pub async fn post(address: SocketAddr, path: &str, headers: &[(&str, &str)], bod
     let collected = body.collect().await.unwrap();
     let trailers = collected.trailers().cloned().unwrap_or_default();
     driver.abort();
-    RawAnswer { http: head.status, headers: head.headers, trailers }
+    RawAnswer { http: head.status, headers: head.headers, body: collected.to_bytes(), trailers }
 }
