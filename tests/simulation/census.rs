@@ -15,7 +15,7 @@ pub(crate) type Census = BTreeMap<&'static str, u64>;
 pub(crate) const REPLY_KINDS: [&str; 8] =
     ["delivered", "duplicate", "late", "foreign", "request", "heartbeat", "uncorrelated", "undecodable"];
 
-/// What must have been met in a few hundred seeds.
+/// What must have been met in an ordinary test run.
 pub(crate) const EXPECTED: [&str; 26] = [
     "acknowledged without an offset",
     "answered",

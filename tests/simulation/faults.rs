@@ -153,6 +153,15 @@ impl Plan {
         self.windows.iter().filter(hit).map(|window| window.time.end).max()
     }
 
+    /// Whether the broker refuses everything for this topic at some time
+    /// between the two.
+    pub(crate) fn forbids(&self, topic: &str, from: Duration, to: Duration) -> bool {
+        let hit = |w: &Window| {
+            w.trouble == Trouble::Forbidden && w.topic == topic && w.time.start <= to && from <= w.time.end
+        };
+        self.windows.iter().any(hit)
+    }
+
     /// The first moment from `from` on with `calm` of undisturbed reading of
     /// replies behind it.
     pub(crate) fn replies_readable(&self, from: Duration, calm: Duration) -> Duration {

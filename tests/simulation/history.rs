@@ -20,6 +20,8 @@ pub(crate) struct History {
     pub(crate) replies: Vec<ReplyEntry>,
     pub(crate) attempts: Vec<Attempt>,
     pub(crate) violations: Vec<String>,
+    /// Connections for requests that the broker refused for good.
+    pub(crate) refused_connects: usize,
     /// What the reply readers made of what they read.
     pub(crate) reply_kinds: BTreeMap<&'static str, u64>,
     /// Calls that have entered a lane.

@@ -30,11 +30,13 @@ pub(crate) fn check(history: &mut History, plan: &Plan) {
             is_not_sent_after_its_end(history, number, call),
             is_told_the_truth(history, number, call),
             is_told_one_story(call),
+            fails_for_its_own_sake(history, plan, number, call),
             gets_its_own_reply(history, number, call),
             gets_the_reply_that_is_there(history, plan, number, call),
         ];
         wrong.extend(checks.into_iter().filter_map(Result::err).map(said));
     }
+    wrong.extend(connections_are_not_forced(history, plan));
     wrong.extend(ids_are_unique(history));
     wrong.extend(keys_keep_their_order(history));
     history.violations.extend(wrong);
@@ -115,6 +117,32 @@ fn is_told_one_story(call: &CallEntry) -> Checked {
         _ => trace.outcome == Outcome::NotSent,
     };
     if agree { Ok(()) } else { Err(format!("was told {:?}, and that {why}", trace.outcome)) }
+}
+
+/// Nobody's call fails because another one's record was in the same batch.
+fn fails_for_its_own_sake(history: &History, plan: &Plan, number: usize, call: &CallEntry) -> Checked {
+    let Some((ended, End::Failed(Failure { why, .. }))) = &call.ended else { return Ok(()) };
+    let topic = &call.route.request_topic;
+    let alone = || history.attempts.iter().any(|attempt| attempt.calls == [number]);
+    let mine = match why {
+        Why::TooLarge => alone(),
+        Why::Refused(_) => alone() || plan.forbids(topic, call.issued, *ended),
+        _ => true,
+    };
+    if mine { Ok(()) } else { Err(format!("was never sent alone, and failed: {why}")) }
+}
+
+/// A connection that is refused is refused once for all who wait for it.
+fn connections_are_not_forced(history: &History, plan: &Plan) -> Option<String> {
+    let given_up = |call: &&CallEntry| {
+        let Some((ended, end)) = &call.ended else { return false };
+        call.entered.is_some()
+            && !matches!(end, End::Answered(_))
+            && plan.forbids(&call.route.request_topic, call.issued, *ended)
+    };
+    let (refused, ended) = (history.refused_connects, history.calls.iter().filter(given_up).count());
+    let what = || format!("{refused} connections were refused for the sake of {ended} calls");
+    (refused > ended).then(what)
 }
 
 fn is_at(trace: &Trace, topic: &str, partition: i32, offset: i64) -> bool {

@@ -284,6 +284,7 @@ impl SimCluster {
             return Err(ClusterError::Unreachable("connection refused".to_owned()));
         }
         if state.has(topic, Trouble::Forbidden) {
+            state.history.refused_connects += usize::from(topic != REPLIES);
             return Err(ClusterError::Refused("not authorised".to_owned()));
         }
         state
