@@ -184,6 +184,10 @@ impl Lane {
                     self.not_sent(&batch, &ProduceError::TooLarge.to_string());
                     self.isolate(&mut batch, &mut behind, SendFailure::TooLarge);
                 }
+                // The connection was refused, not a record in the batch.
+                ProduceError::Refused(cause) if writer.is_none() => {
+                    self.fail(&mut batch, &SendFailure::Refused(cause.into()));
+                }
                 ProduceError::Refused(cause) => {
                     self.not_sent(&batch, &cause);
                     self.isolate(&mut batch, &mut behind, SendFailure::Refused(cause.into()));
