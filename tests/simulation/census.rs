@@ -75,7 +75,7 @@ fn end(call: &CallEntry) -> Option<&'static str> {
             "acknowledged without an offset"
         }
         End::Answered(_) => "answered",
-        End::Failed(Failure { why, trace }) => match (why, trace.outcome) {
+        End::Failed(Failure { why, trace }) => match (&**why, trace.outcome) {
             (Why::NotReady, _) => "not ready",
             (Why::Draining, _) => "draining",
             (Why::Overloaded { .. }, _) => "overloaded",
@@ -89,6 +89,8 @@ fn end(call: &CallEntry) -> Option<&'static str> {
             (Why::TooLarge, _) => "too large",
             (Why::Refused(_), _) => "refused",
             (Why::BadReply { .. }, _) => "bad reply",
+            (Why::CircuitOpen { .. }, _) => "circuit open",
+            (Why::KeyReused, _) => "key reused",
         },
     })
 }

@@ -94,7 +94,12 @@ fn is_told_the_truth(history: &History, number: usize, call: &CallEntry) -> Chec
             Err(format!("was told sent to {:?}, where it is not", trace.at))
         }
         Outcome::Unknown => {
-            if matches!(end, End::Answered(_) | End::Failed(Failure { why: Why::BadReply { .. }, .. })) {
+            let replied = match end {
+                End::Answered(_) => true,
+                End::Failed(Failure { why, .. }) => matches!(**why, Why::BadReply { .. }),
+                End::Cancelled => false,
+            };
+            if replied {
                 return Err("has a reply, and was told unknown: who replies has read it".to_owned());
             }
             let doubtful = history.attempts.iter().any(|attempt| {
@@ -111,7 +116,7 @@ fn is_told_the_truth(history: &History, number: usize, call: &CallEntry) -> Chec
 /// status code, the other the trailer.
 fn is_told_one_story(call: &CallEntry) -> Checked {
     let Some((_, End::Failed(Failure { why, trace }))) = &call.ended else { return Ok(()) };
-    let agree = match why {
+    let agree = match **why {
         Why::TimedOut => trace.outcome != Outcome::NotSent,
         Why::BadReply { .. } => trace.outcome == Outcome::Sent,
         _ => trace.outcome == Outcome::NotSent,
@@ -124,7 +129,7 @@ fn fails_for_its_own_sake(history: &History, plan: &Plan, number: usize, call: &
     let Some((ended, End::Failed(Failure { why, .. }))) = &call.ended else { return Ok(()) };
     let topic = &call.route.request_topic;
     let alone = || history.attempts.iter().any(|attempt| attempt.calls == [number]);
-    let mine = match why {
+    let mine = match **why {
         Why::TooLarge => alone(),
         Why::Refused(_) => alone() || plan.forbids(topic, call.issued, *ended),
         _ => true,
@@ -165,9 +170,10 @@ fn gets_its_own_reply(history: &History, number: usize, call: &CallEntry) -> Che
                 _ => Ok(()),
             }
         }
-        Some((_, End::Failed(Failure { why: Why::BadReply { offset, .. }, .. }))) => {
+        Some((_, End::Failed(Failure { why, .. }))) => {
+            let Why::BadReply { offset, .. } = **why else { return Ok(()) };
             let mut own = history.replies.iter().filter(|reply| reply.call == number);
-            if own.any(|reply| reply.offset == *offset) {
+            if own.any(|reply| reply.offset == offset) {
                 return Ok(());
             }
             Err(format!("was told that offset {offset} has its reply, which is not so"))

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use antiphon::correlation::Minter;
 use antiphon::exchange::budget::Budget;
-use antiphon::exchange::config::{LimitsConfig, ReplyConfig};
-use antiphon::exchange::{Exchange, Instance, Phase, Settings};
+use antiphon::exchange::config::{CircuitConfig, IdempotencyConfig, LimitsConfig, ReplyConfig};
+use antiphon::exchange::{Exchange, Instance, Parts, Phase, Settings};
 use antiphon::pending::Pending;
 use antiphon::route::{RouteTable, Sources, compile};
 use antiphon::supervisor::Supervisor;
@@ -130,7 +130,15 @@ impl Stage {
         let pendings = pendings.collect();
         let cluster = SimCluster::new(Plan::calm(), rng.fork());
         let budget = Budget::new(&limits, routes);
-        let instance = Instance::new("sim".to_owned(), REPLIES.into(), HEARTBEAT_AGE_MAX, pendings, budget);
+        let instance = Instance::new(Parts {
+            name: "sim".to_owned(),
+            reply_topic: REPLIES.into(),
+            heartbeat_age_max: HEARTBEAT_AGE_MAX,
+            pendings,
+            budget,
+            circuit: CircuitConfig::default(),
+            idempotency: IdempotencyConfig::default(),
+        });
         let lane_queue_max = limits.lane_queue_max;
         Self { cluster, instance, supervisor: Supervisor::new(), shards, lane_queue_max, routes }
     }
