@@ -67,8 +67,8 @@ mutant resend-what-may-be-in-the-log src/exchange/lane.rs \
 mutant forget-that-it-may-be-in-the-log src/exchange/lane.rs \
     'parcel.maybe_sent = true;' 'parcel.maybe_sent = false;'
 mutant send-after-the-end src/exchange/lane.rs \
-    'batch.retain(|parcel| self.pending.begin_send(parcel.id));' \
-    'for parcel in &batch { self.pending.begin_send(parcel.id); }'
+    'batch.retain(|parcel| self.begin_send(parcel));' \
+    'for parcel in &batch { self.begin_send(parcel); }'
 mutant sending-counts-as-not-sent src/exchange/failure.rs \
     'Progress::Queued | Progress::NotSent(_) => Self::NotSent,' \
     'Progress::Queued | Progress::NotSent(_) | Progress::Sending => Self::NotSent,'
@@ -105,12 +105,9 @@ mutant bytes-not-given-back src/exchange/budget.rs \
 mutant hasty-trim src/exchange/heartbeat.rs \
     'let read_to = heart.instance.next_offset(heart.shard);' \
     'let read_to = heart.instance.next_offset(heart.shard) + 2;'
-mutant seldom-first-beats src/exchange/heartbeat.rs \
-    'FIRST_BEATS_INTERVAL: Duration = Duration::from_millis(100)' \
-    'FIRST_BEATS_INTERVAL: Duration = Duration::from_millis(5_000)'
-mutant no-deadline src/exchange/mod.rs \
-    'timeout_at(deadline.at(), ticket.wait())' \
-    'timeout_at(deadline.at() + Duration::from_millis(50), ticket.wait())'
+mutant no-deadline src/exchange/flight.rs \
+    'timeout_at(limit, self.ticket.wait())' \
+    'timeout_at(limit + std::time::Duration::from_millis(50), self.ticket.wait())'
 
 if ((${#missed[@]})); then
     echo "${#missed[@]} not noticed: ${missed[*]}" >&2
