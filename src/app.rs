@@ -205,38 +205,33 @@ impl Gateway {
         let lifecycle = watch::Sender::new(Lifecycle::Serving);
         let (alive, shards_alive) = mpsc::channel(1);
 
-        let mut shards = Vec::with_capacity(config.shards);
-        for (shard, seat) in seats.into_iter().enumerate() {
-            let plan = ShardPlan {
-                shard,
-                seat,
-                config: config.clone(),
-                routes: Arc::clone(&routes),
-                instance: Arc::clone(&instance),
-                connector: Arc::clone(&connector),
-                health: health.clone(),
-                reflection: reflection.clone(),
-                supervisor: supervisor.clone(),
-                lifecycle: lifecycle.subscribe(),
-                _alive: alive.clone(),
-            };
-            shards.push(supervisor.spawn_thread("shard", move || plan.run()).map_err(StartError::Thread)?);
-        }
+        let plan = |(shard, seat)| ShardPlan {
+            shard,
+            seat,
+            config: config.clone(),
+            routes: Arc::clone(&routes),
+            instance: Arc::clone(&instance),
+            connector: Arc::clone(&connector),
+            health: health.clone(),
+            reflection: reflection.clone(),
+            supervisor: supervisor.clone(),
+            lifecycle: lifecycle.subscribe(),
+            _alive: alive.clone(),
+        };
+        let plans: Vec<_> = seats.into_iter().enumerate().map(plan).collect();
         drop(alive);
+        let shards = start_shards(plans, &supervisor)?;
 
         let addresses =
             (local_address(&grpc, &config.grpc.listen), local_address(&admin, &config.admin.listen));
+        let page = Admin { instance: Arc::clone(&instance), acceptor: Arc::clone(&acceptor) };
+        let refresh = config.kafka.metadata_refresh;
         let tasks = vec![
-            supervisor.spawn(
-                "admin",
-                Admin { instance: Arc::clone(&instance), acceptor: Arc::clone(&acceptor) }.serve(admin),
-            ),
+            supervisor.spawn("admin", page.serve(admin)),
             supervisor.spawn("health", health.clone().follow(Arc::clone(&routes), Arc::clone(&instance))),
             supervisor.spawn("readiness", review(Arc::clone(&instance))),
-            supervisor.spawn(
-                "topics",
-                keep_topics_fresh(Arc::clone(&instance), Arc::clone(&cluster), config.kafka.metadata_refresh),
-            ),
+            supervisor
+                .spawn("topics", keep_topics_fresh(Arc::clone(&instance), Arc::clone(&cluster), refresh)),
         ];
         let mut gateway = Self {
             grpc: addresses.0,
@@ -393,6 +388,11 @@ impl Gateway {
             }
         }
     }
+}
+
+fn start_shards(plans: Vec<ShardPlan>, supervisor: &Supervisor) -> Result<Vec<JoinHandle<()>>, StartError> {
+    let start = |plan: ShardPlan| supervisor.spawn_thread("shard", move || plan.run());
+    plans.into_iter().map(start).collect::<io::Result<_>>().map_err(StartError::Thread)
 }
 
 async fn bind(name: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {

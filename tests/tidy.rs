@@ -125,7 +125,7 @@ fn rooms_used(code: &str) -> BTreeSet<String> {
 #[test]
 fn each_name_stays_in_its_rooms() {
     let rules: [(&str, &[&str]); 8] = [
-        ("rskafka", &["src/kafka/"]),
+        ("rskafka::", &["src/kafka/"]),
         ("tonic::", &["src/ingress/", "src/admin/", "src/bin/"]),
         ("tonic::Status", &["src/ingress/"]),
         ("kafka_protocol", &["src/dev_broker/", "src/kafka/"]),
@@ -205,6 +205,10 @@ fn functions(code: &str) -> Vec<(String, usize)> {
             let name = name.split(['(', '<']).next().unwrap_or_default();
             open.push((name.to_owned(), indent, number));
         }
+        // A declaration without a body, as in a trait.
+        if trimmed.ends_with(';') && open.last().is_some_and(|(_, i, _)| *i == indent) {
+            open.pop();
+        }
         if trimmed == "}"
             && let Some(at) = open.iter().rposition(|(_, i, _)| *i == indent)
         {
@@ -246,4 +250,23 @@ fn the_readme_and_the_files_it_names_agree() {
             "README links to {file}, which is not there"
         );
     }
+}
+
+/// `docs/configuration.md` has every setting, with the code's default.
+#[test]
+fn the_configuration_reference_is_the_codes() {
+    let page = fs::read_to_string(root().join("docs/configuration.md")).unwrap();
+    let mut wrong = Vec::new();
+    for row in antiphon::config::reference() {
+        let cells = format!("| `{}` | `{}`", row.name, row.variable);
+        let Some(line) = page.lines().find(|line| line.starts_with(&cells)) else {
+            wrong.push(format!("{} is missing", row.variable));
+            continue;
+        };
+        let default = row.default.replace('`', "");
+        if !default.is_empty() && !line.replace('`', "").contains(&format!("| {default} |")) {
+            wrong.push(format!("{}: the page lacks its default {default:?}", row.variable));
+        }
+    }
+    assert!(wrong.is_empty(), "docs/configuration.md:\n{}", wrong.join("\n"));
 }

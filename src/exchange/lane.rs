@@ -143,18 +143,7 @@ impl Lane {
                 batch = next;
                 continue;
             }
-            let produced = match self.connect(writer).await {
-                Ok(connected) => {
-                    // Only now: a call that ends while the lane connects has certainly sent nothing.
-                    batch.retain(|parcel| self.begin_send(parcel));
-                    if batch.is_empty() {
-                        continue;
-                    }
-                    send(&mut **connected, &batch).await
-                }
-                Err(error) => Err(error),
-            };
-            let error = match produced {
+            let error = match self.attempt(&mut batch, writer).await {
                 Ok(base_offset) => {
                     self.acknowledge(&batch, base_offset);
                     batch.clear();
@@ -184,6 +173,10 @@ impl Lane {
                     self.not_sent(&batch, &ProduceError::TooLarge.to_string());
                     self.isolate(&mut batch, &mut behind, SendFailure::TooLarge);
                 }
+                // The connection was refused, not a record in the batch.
+                ProduceError::Refused(cause) if writer.is_none() => {
+                    self.fail(&mut batch, &SendFailure::Refused(cause.into()));
+                }
                 ProduceError::Refused(cause) => {
                     self.not_sent(&batch, &cause);
                     self.isolate(&mut batch, &mut behind, SendFailure::Refused(cause.into()));
@@ -204,6 +197,18 @@ impl Lane {
                 }
             }
         }
+    }
+
+    /// One produce of what is still wanted once the lane has a connection.
+    async fn attempt(
+        &self,
+        batch: &mut Vec<Parcel>,
+        writer: &mut Option<Box<dyn PartitionWriter>>,
+    ) -> Result<Option<i64>, ProduceError> {
+        let connected = self.connect(writer).await?;
+        // Only now: a call that ends while the lane connects has certainly sent nothing.
+        batch.retain(|parcel| self.begin_send(parcel));
+        if batch.is_empty() { Ok(None) } else { send(&mut **connected, batch).await }
     }
 
     /// Whether anybody still waits for it, or it is still to be tried.
@@ -250,6 +255,9 @@ impl Lane {
     }
 
     fn acknowledge(&self, batch: &[Parcel], base_offset: Option<i64>) {
+        if batch.is_empty() {
+            return;
+        }
         for (parcel, n) in batch.iter().zip(0i64..) {
             let at = Coordinates { partition: self.partition, offset: base_offset.map(|base| base + n) };
             if let Owner::Call(id) = parcel.owner {

@@ -27,7 +27,8 @@ async fn what_the_caller_got_wrong() {
     let no_prefix = Bytes::from_static(b"\x00\x00");
     let large = framed(&[0x1a; 2_000]);
     let keyless = framed(b"\x10\x01");
-    let cases: [(&str, &str, &[(&str, &str)], &Bytes, Code, &str); 13] = [
+    type Case<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], &'a Bytes, Code, &'a str);
+    let cases: [Case<'_>; 13] = [
         (
             "unknown service",
             "/no.Such/Method",

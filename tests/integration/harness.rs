@@ -65,9 +65,8 @@ pub struct TestGateway {
     pub cluster: Arc<KafkaCluster>,
     broker: Option<DevBroker>,
     bootstrap: String,
-    worker: Option<Worker>,
+    _worker: Option<Worker>,
     pub channel: Channel,
-    supervisor: Supervisor,
     suffix: String,
 }
 
@@ -204,9 +203,8 @@ impl TestGatewayBuilder {
             cluster,
             broker,
             bootstrap,
-            worker,
+            _worker: worker,
             channel,
-            supervisor,
             suffix,
         })
     }
@@ -274,14 +272,6 @@ impl TestGateway {
 
     pub async fn cluster_topics(&self) -> Vec<String> {
         self.cluster.topics().await.unwrap().into_iter().map(|topic| topic.name).collect()
-    }
-
-    pub fn drop_worker(&mut self) {
-        self.worker = None;
-    }
-
-    pub fn supervisor(&self) -> &Supervisor {
-        &self.supervisor
     }
 
     pub fn replies_of(&self, kind: &'static str) -> u64 {
