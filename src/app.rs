@@ -303,11 +303,11 @@ impl Gateway {
         // before any call is refused.
         self.instance.leave();
         self.health.set(&self.routes, Phase::Leaving).await;
+        self.lifecycle.send_replace(Lifecycle::Draining);
         if !self.drain.notice.is_zero() {
             sleep(self.drain.notice).await;
         }
         self.instance.drain();
-        self.lifecycle.send_replace(Lifecycle::Draining);
 
         let left = self.drain_calls().await;
         self.lifecycle.send_replace(Lifecycle::Closing);
@@ -320,7 +320,12 @@ impl Gateway {
                 let _ = shard.join();
             }
         }
-        self.remove_reply_topic().await;
+        if self.instance.has_rival() {
+            let topic = self.instance.reply_topic();
+            tracing::warn!(%topic, "another process uses this reply topic; it is left to it");
+        } else {
+            self.remove_reply_topic().await;
+        }
         if left == 0 { Ok(()) } else { Err(StopError::CallsCut(left)) }
     }
 
@@ -414,10 +419,14 @@ fn new_instance(config: &Config, routes: &RouteTable) -> Result<Arc<Instance>, S
     let tag = u16::from_be_bytes([seed[0], seed[1]]);
     let name = config.reply.instance.clone().unwrap_or_else(|| instance_name(&seed[2..6]));
     let topic: Arc<str> = format!("{}.{name}", config.reply.topic_prefix).into();
+    // Calls with a key are waited for beyond their callers, so that they must not
+    // take the places of others.
+    let carried_max = u32::try_from(config.idempotency.keys_max).unwrap_or(u32::MAX);
+    let slots_max = config.limits.in_flight_max.saturating_add(carried_max);
     let pendings = (0..config.shards)
         .map(|shard| {
             let shard = u8::try_from(shard).unwrap_or(u8::MAX);
-            Ok(Pending::new(tag, Minter::new(shard, tag, random()?), config.limits.in_flight_max))
+            Ok(Pending::new(tag, Minter::new(shard, tag, random()?), slots_max))
         })
         .collect::<Result<Vec<_>, StartError>>()?;
     let heartbeat_age_max =

@@ -84,6 +84,12 @@ impl Task {
         self.handle.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
+    /// Lets the task end by itself; nobody owns it any more. For a task that is
+    /// about to.
+    pub fn detach(mut self) {
+        self.handle = None;
+    }
+
     /// Waits for the task to end by itself.
     pub async fn join(mut self) {
         if let Some(handle) = self.handle.take() {

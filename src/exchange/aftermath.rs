@@ -26,6 +26,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use super::budget::BytesHeld;
 use super::failure::Trace;
 use super::instance::Instance;
 use super::lane::{Aftermath, Owner, Parcel};
@@ -89,7 +90,7 @@ impl Scribe {
         reason: &str,
         trace: &Trace,
         place: i32,
-        mut request: Record,
+        (mut request, held): (Record, Arc<BytesHeld>),
     ) {
         let Some(id) = trace.id else { return };
         let topic = &route.dead_letter_topic;
@@ -97,10 +98,12 @@ impl Scribe {
         request.headers.extend(place_headers(&trace.topic, place, trace.at.and_then(|at| at.offset)));
         request.headers.extend(failure_headers(class.as_str(), reason));
         request.headers.push(header("antiphon-outcome", trace.outcome.as_str()));
-        let note = Note { topic: Arc::clone(topic), partition, key: request.key.clone() };
+        // Copied: a part of the message would keep all of it alive.
+        let key = request.key.as_deref().map(Bytes::copy_from_slice);
+        let note = Note { topic: Arc::clone(topic), partition, key };
         self.instance.dead_letters.remember(id, note);
         self.count(class.as_str());
-        self.write(topic, partition, "dead letter", id, request);
+        self.write(topic, partition, "dead letter", id, request, Some(held));
     }
 
     /// A reply that came after its call had ended: beside the dead letter,
@@ -112,7 +115,7 @@ impl Scribe {
         headers.extend(failure_headers("late-reply", "the reply came after the call had ended"));
         self.count("late-reply");
         let record = Record { key: note.key, value: reply.value, headers };
-        self.write(&note.topic, note.partition, "late reply", id, record);
+        self.write(&note.topic, note.partition, "late reply", id, record, None);
     }
 
     /// Tells the worker that nobody waits any more: the request's key and
@@ -124,7 +127,7 @@ impl Scribe {
         ];
         message::dialect::write_request(route.dialect, id, None, &mut headers);
         let record = Record { key, value: None, headers };
-        self.write(&route.request_topic, partition, "cancel record", id, record);
+        self.write(&route.request_topic, partition, "cancel record", id, record, None);
     }
 
     fn write(
@@ -134,6 +137,7 @@ impl Scribe {
         what: &'static str,
         about: CorrelationId,
         record: Record,
+        held: Option<Arc<BytesHeld>>,
     ) {
         let rest = Aftermath {
             about,
@@ -143,6 +147,7 @@ impl Scribe {
         };
         let parcel = Parcel {
             owner: Owner::Aftermath(rest),
+            _held: held,
             record,
             compression: Compression::None,
             // Twice does no harm here, never would.

@@ -45,16 +45,18 @@ impl Budget {
     }
 
     /// Makes room for a call with a message of `bytes`, or says which bound is
-    /// in the way. The room is given back when the [`Permit`] is dropped.
-    pub fn admit(self: &Arc<Self>, route: &Route, bytes: usize) -> Result<Permit, Why> {
+    /// in the way. The room is given back when the [`Permit`] is dropped, that
+    /// for the bytes when the last [`BytesHeld`] is: a message may lie in its
+    /// lane for longer than its call waits.
+    pub fn admit(self: &Arc<Self>, route: &Route, bytes: usize) -> Result<(Permit, Arc<BytesHeld>), Why> {
         let bytes = bytes as u64;
         let refused = |what, limit| Why::Overloaded { what, limit, retry_after: RETRY_AFTER };
         // From here on the permit undoes what has been counted.
-        let mut permit = Permit { budget: Arc::clone(self), route: None, bytes: 0 };
+        let mut permit = Permit { budget: Arc::clone(self), route: None };
         if self.calls.fetch_add(1, Ordering::Relaxed) >= self.calls_max {
             return Err(refused("limits.in_flight_max (calls in flight)", self.calls_max.into()));
         }
-        permit.bytes = bytes;
+        let held = Arc::new(BytesHeld { budget: Arc::clone(self), bytes });
         if self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > self.bytes_max {
             return Err(refused("limits.bytes_held_max (bytes of calls in flight)", self.bytes_max));
         }
@@ -64,7 +66,7 @@ impl Budget {
                 return Err(refused("in_flight_max of this method", max.into()));
             }
         }
-        Ok(permit)
+        Ok((permit, held))
     }
 }
 
@@ -73,13 +75,24 @@ impl Budget {
 pub struct Permit {
     budget: Arc<Budget>,
     route: Option<usize>,
+}
+
+/// Room for a message, for as long as somebody has it.
+#[derive(Debug)]
+pub struct BytesHeld {
+    budget: Arc<Budget>,
     bytes: u64,
+}
+
+impl Drop for BytesHeld {
+    fn drop(&mut self) {
+        self.budget.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
         self.budget.calls.fetch_sub(1, Ordering::Relaxed);
-        self.budget.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
         if let Some(route) = self.route {
             self.budget.by_route[route].fetch_sub(1, Ordering::Relaxed);
         }

@@ -2,10 +2,12 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
 
+use super::budget::BytesHeld;
 use super::circuit::{Ending, Pass};
 use super::failure::{Failure, Outcome, Trace, Why};
 use super::{Answer, Exchange, Request};
@@ -20,6 +22,9 @@ use crate::transport::{Received, Record};
 /// A method that returns this has nothing to say, so a null value says it.
 const EMPTY: &str = "google.protobuf.Empty";
 
+/// A caller that goes away with less than this left has met its deadline.
+const CANCEL_IS_TIMEOUT: Duration = Duration::from_millis(50);
+
 /// From the moment that a call's request is in its lane until it is over. One
 /// that is dropped before has lost its caller.
 pub(super) struct Flight {
@@ -30,7 +35,7 @@ pub(super) struct Flight {
     partition: i32,
     key: Option<Bytes>,
     /// The request again, where the route may want it as a dead letter.
-    request: Option<Record>,
+    request: Option<(Record, Arc<BytesHeld>)>,
     pass: Option<Pass>,
     landed: bool,
 }
@@ -42,6 +47,7 @@ impl Flight {
         exchange: &Arc<Exchange>,
         route: &Arc<Route>,
         request: Request,
+        held: Arc<BytesHeld>,
     ) -> Result<Self, Failure> {
         let unsent = |why| Failure::new(why, Trace::nothing_sent(Arc::clone(&route.request_topic)));
         let deadline = request.deadline;
@@ -54,7 +60,7 @@ impl Flight {
             exchange.settle_circuit(&route.request_topic, pass, Ending::Neither);
             unsent(why)
         })?;
-        let parcel = exchange.pack(route, request, key.clone(), &ticket);
+        let parcel = exchange.pack(route, request, key.clone(), &ticket, Arc::clone(&held));
         let keep = !route.dead_letter_on.is_empty();
         let flight = Self {
             exchange: Arc::clone(exchange),
@@ -62,8 +68,9 @@ impl Flight {
             ticket,
             deadline,
             partition,
-            key,
-            request: keep.then(|| parcel.record.clone()),
+            // Copied: a part of the message would keep all of it alive.
+            key: key.filter(|_| route.cancel_record).as_deref().map(Bytes::copy_from_slice),
+            request: keep.then(|| (parcel.record.clone(), held)),
             pass: Some(pass),
             landed: false,
         };
@@ -169,9 +176,9 @@ impl Flight {
             return;
         }
         // Once: a reply that is both late and of no use has its letter already.
-        if let Some(request) = self.request.take() {
+        if let Some((request, held)) = self.request.take() {
             let scribe = self.exchange.scribe();
-            scribe.dead_letter(&self.route, class, &why.to_string(), trace, self.partition, request);
+            scribe.dead_letter(&self.route, class, &why.to_string(), trace, self.partition, (request, held));
         }
     }
 
@@ -197,6 +204,12 @@ impl Drop for Flight {
     /// worker that wants to know is told.
     fn drop(&mut self) {
         if self.landed {
+            return;
+        }
+        // A client whose own deadline passes resets the stream at about the
+        // moment in which ours does. That is a time-out, not a change of mind.
+        if self.deadline.left() <= CANCEL_IS_TIMEOUT {
+            self.give_up();
             return;
         }
         self.settle(Ending::Neither);

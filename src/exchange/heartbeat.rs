@@ -5,7 +5,7 @@
 //! prove: that a reply would come back too.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -75,7 +75,7 @@ impl Heart {
         let name = Bytes::copy_from_slice(self.instance.name().as_bytes());
         let beat = Record {
             key: None,
-            value: Some(Bytes::from(unix_ms().to_string())),
+            value: Some(Bytes::from(self.instance.heartbeat())),
             headers: vec![(HeaderName::Borrowed(HEARTBEAT), name)],
         };
         match connected.produce(&[beat], Compression::None).await {
@@ -83,10 +83,6 @@ impl Heart {
             Err(error) => Err(error.to_string()),
         }
     }
-}
-
-fn unix_ms() -> u128 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()
 }
 
 fn trim_interval() -> Duration {

@@ -15,8 +15,8 @@
 //! a worker can tell repeats across restarts and instances.
 
 use std::collections::hash_map::RandomState;
-use std::collections::{HashMap, VecDeque};
-use std::hash::BuildHasher as _;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{BuildHasher as _, Hash as _, Hasher as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -24,12 +24,14 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
+use super::budget::BytesHeld;
 use super::config::IdempotencyConfig;
 use super::failure::{Failure, Outcome, Repeat, Trace, Why};
-use super::flight::{Flight, why_not_in_time};
+use super::flight::Flight;
 use super::{Answer, Exchange, Request};
 use crate::correlation::CorrelationId;
 use crate::deadline::Deadline;
+use crate::message::{IDEMPOTENCY_KEY, TRACEPARENT, TRACESTATE};
 use crate::metrics::IdempotentLabels;
 use crate::pending::Coordinates;
 use crate::pending::Progress;
@@ -41,6 +43,9 @@ use crate::supervisor::Task;
 const WORTH_ANOTHER_TRY: [u8; 3] = [8, 10, 14];
 /// When a caller should come back that found no room for its key.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// The first call ends by its own deadline; who has the same should hear its
+/// verdict, which is the only one that may be `not-sent`.
+const VERDICT_GRACE: Duration = Duration::from_millis(20);
 /// A kept reply's overhead, in bytes, beside its message and headers.
 const KEPT_OVERHEAD: usize = 256;
 
@@ -58,13 +63,17 @@ pub(super) struct KeyStore {
 #[derive(Debug, Default)]
 struct Inner {
     entries: HashMap<Key, Arc<Entry>>,
-    /// By the time of their first call.
-    order: VecDeque<(Key, Arc<Entry>)>,
+    /// The same entries by the order of their first calls.
+    order: BTreeMap<u64, (Key, Arc<Entry>)>,
+    /// Those of them that have ended and are kept.
+    ended: BTreeSet<u64>,
+    entered: u64,
     kept_bytes: usize,
 }
 
 #[derive(Debug)]
 struct Entry {
+    number: u64,
     fingerprint: [u64; 2],
     expires: Instant,
     stage: watch::Sender<Stage>,
@@ -93,8 +102,8 @@ impl KeyStore {
         Self { config, hashers: [RandomState::new(), RandomState::new()], inner: Mutex::default() }
     }
 
-    fn enter(&self, key: Key, message: &Bytes, deadline: Deadline) -> Entered {
-        let fingerprint = [self.hashers[0].hash_one(message), self.hashers[1].hash_one(message)];
+    fn enter(&self, key: Key, request: &Request) -> Entered {
+        let fingerprint = self.hashers.each_ref().map(|hasher| fingerprint(hasher, request));
         let mut inner = self.lock();
         inner.forget_expired();
         if let Some(entry) = inner.entries.get(&key) {
@@ -107,30 +116,39 @@ impl KeyStore {
         if inner.entries.len() >= self.config.keys_max && !inner.forget_oldest_ended() {
             return Entered::Full;
         }
+        inner.entered += 1;
         let entry = Arc::new(Entry {
+            number: inner.entered,
             fingerprint,
             // Never while its own first caller may still wait.
-            expires: (Instant::now() + self.config.window).max(deadline.at() + RETRY_AFTER),
+            expires: (Instant::now() + self.config.window).max(request.deadline.at() + RETRY_AFTER),
             stage: watch::Sender::new(Stage::Running(None)),
             task: Mutex::default(),
         });
         inner.entries.insert(key.clone(), Arc::clone(&entry));
-        inner.order.push_back((key, Arc::clone(&entry)));
+        inner.order.insert(entry.number, (key, Arc::clone(&entry)));
         Entered::First(entry)
     }
 
     /// Ends the first call: everybody who waits hears of it, and what may be
     /// kept is kept.
     fn end(&self, key: &Key, entry: &Arc<Entry>, result: Result<Answer, Failure>) {
-        let keep = is_final(&result);
-        let size = size_of_kept(&result);
+        let kept = is_final(&result).then(|| size_of_kept(&result));
         entry.stage.send_replace(Stage::Ended(result));
+        // The task ends by itself; its handle would keep all of it allocated.
+        if let Some(task) = entry.task.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            task.detach();
+        }
         let mut inner = self.lock();
-        if keep {
-            inner.kept_bytes += size;
-            while inner.kept_bytes > self.config.bytes_max && inner.forget_oldest_ended() {}
-        } else {
-            inner.forget(key, entry);
+        match kept {
+            // It may have been forgotten in the meantime.
+            Some(size) if inner.order.contains_key(&entry.number) => {
+                inner.ended.insert(entry.number);
+                inner.kept_bytes += size;
+                while inner.kept_bytes > self.config.bytes_max && inner.forget_oldest_ended() {}
+            }
+            Some(_) => {}
+            None => inner.forget(key, entry),
         }
     }
 
@@ -142,36 +160,47 @@ impl KeyStore {
 impl Inner {
     fn forget_expired(&mut self) {
         let now = Instant::now();
-        while self.order.front().is_some_and(|(_, entry)| entry.expires <= now) {
-            if let Some((key, entry)) = self.order.pop_front() {
-                self.forget(&key, &entry);
-            }
+        while let Some((_, (key, entry))) = self.order.first_key_value()
+            && entry.expires <= now
+        {
+            let (key, entry) = (key.clone(), Arc::clone(entry));
+            self.forget(&key, &entry);
         }
     }
 
     /// Makes room, but never by forgetting a call that is on its way.
     fn forget_oldest_ended(&mut self) -> bool {
-        let ended = |(_, entry): &(Key, Arc<Entry>)| matches!(*entry.stage.borrow(), Stage::Ended(_));
-        let Some(oldest) = self.order.iter().position(ended) else { return false };
-        match self.order.remove(oldest) {
-            Some((key, entry)) => {
-                self.forget(&key, &entry);
-                true
-            }
-            None => false,
-        }
+        let Some(oldest) = self.ended.first().and_then(|number| self.order.get(number)) else { return false };
+        let (key, entry) = oldest.clone();
+        self.forget(&key, &entry);
+        true
     }
 
     fn forget(&mut self, key: &Key, entry: &Arc<Entry>) {
-        if self.entries.get(key).is_some_and(|known| Arc::ptr_eq(known, entry)) {
-            self.entries.remove(key);
-            if let Stage::Ended(result) = &*entry.stage.borrow()
-                && is_final(result)
-            {
-                self.kept_bytes = self.kept_bytes.saturating_sub(size_of_kept(result));
-            }
+        if self.order.remove(&entry.number).is_none() {
+            return;
+        }
+        self.entries.remove(key);
+        if self.ended.remove(&entry.number)
+            && let Stage::Ended(result) = &*entry.stage.borrow()
+        {
+            self.kept_bytes = self.kept_bytes.saturating_sub(size_of_kept(result));
         }
     }
+}
+
+/// Of the message and of the metadata that the worker sees: an answer that
+/// depends on the caller's tenant must not reach another tenant, who happens
+/// to use the same key. Traces differ with every attempt and do not count.
+fn fingerprint(hasher: &RandomState, request: &Request) -> u64 {
+    let mut state = hasher.build_hasher();
+    request.message.hash(&mut state);
+    for (name, value) in &request.metadata {
+        if ![TRACEPARENT, TRACESTATE, IDEMPOTENCY_KEY].contains(&&**name) {
+            (name, value).hash(&mut state);
+        }
+    }
+    state.finish()
 }
 
 fn is_final(result: &Result<Answer, Failure>) -> bool {
@@ -201,14 +230,16 @@ pub(super) async fn call(
     route: &Arc<Route>,
     key: Bytes,
     request: Request,
+    held: Arc<BytesHeld>,
 ) -> Result<Answer, Failure> {
     let key = (route.index, key);
     let deadline = request.deadline;
     let keys = &exchange.instance().keys;
     let unsent = |why| Failure::new(why, Trace::nothing_sent(Arc::clone(&route.request_topic)));
-    let (entry, kind, repeat) = match keys.enter(key.clone(), &request.message, deadline) {
+    let (entry, kind, repeat) = match keys.enter(key.clone(), &request) {
         Entered::First(entry) => {
-            let carried = carry(Arc::clone(exchange), Arc::clone(route), key, request, Arc::clone(&entry));
+            let carried =
+                carry(Arc::clone(exchange), Arc::clone(route), key, (request, held), Arc::clone(&entry));
             let task = exchange.supervisor().spawn("call with a key", carried);
             *entry.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
             (entry, "first", None)
@@ -253,7 +284,9 @@ async fn follow(
     deadline: Deadline,
 ) -> Result<Answer, Failure> {
     let mut stage = entry.stage.subscribe();
-    let ended = timeout_at(deadline.at(), stage.wait_for(|stage| matches!(stage, Stage::Ended(_)))).await;
+    let ended =
+        timeout_at(deadline.at() + VERDICT_GRACE, stage.wait_for(|stage| matches!(stage, Stage::Ended(_))))
+            .await;
     if let Ok(Ok(stage)) = ended
         && let Stage::Ended(result) = &*stage
     {
@@ -266,24 +299,35 @@ async fn follow(
 /// What can be said of a call that another one carries on.
 fn timed_out(exchange: &Exchange, route: &Route, stage: &Stage) -> Failure {
     let topic = Arc::clone(&route.request_topic);
+    let unknown = || Progress::Unknown("the first call with this key may still send it".into());
     let Stage::Running(Some((shard, id))) = stage else {
-        return Failure::new(Why::NotSent("not sent in time".into()), Trace::nothing_sent(topic));
+        let trace = Trace { outcome: Outcome::Unknown, ..Trace::nothing_sent(topic) };
+        return Failure::new(Why::TimedOut, trace);
     };
     let progress = exchange.instance().shards().get(*shard).and_then(|shard| shard.pending.progress_of(*id));
-    let progress = progress.unwrap_or_else(|| Progress::Unknown("the call has just ended".into()));
+    let progress = match progress {
+        Some(Progress::Queued | Progress::NotSent(_)) | None => unknown(),
+        Some(known) => known,
+    };
     let at: Option<Coordinates> = match &progress {
         Progress::Appended(at) => Some(*at),
         _ => None,
     };
     let trace = Trace { id: Some(*id), outcome: Outcome::from(&progress), topic, at, repeat: None };
-    Failure::new(why_not_in_time(progress), trace)
+    Failure::new(Why::TimedOut, trace)
 }
 
 /// The first call: to its deadline, and then on to the end of the window, in
 /// case the reply is only late.
-async fn carry(exchange: Arc<Exchange>, route: Arc<Route>, key: Key, request: Request, entry: Arc<Entry>) {
+async fn carry(
+    exchange: Arc<Exchange>,
+    route: Arc<Route>,
+    key: Key,
+    (request, held): (Request, Arc<BytesHeld>),
+    entry: Arc<Entry>,
+) {
     let deadline = request.deadline;
-    let result = match Flight::depart(&exchange, &route, request).await {
+    let result = match Flight::depart(&exchange, &route, request, held).await {
         Ok(mut flight) => {
             entry.stage.send_replace(Stage::Running(Some((exchange.shard(), flight.id()))));
             match flight.arrive_by(deadline.at()).await {

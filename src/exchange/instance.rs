@@ -36,6 +36,10 @@ pub struct Instance {
     reply_topic: Arc<str>,
     heartbeat_age_max: Duration,
     started: Instant,
+    /// Tells this life of an instance from others with the same name.
+    life: u64,
+    /// When a heartbeat of another life was last seen; as `heartbeat_ms`.
+    rival_ms: AtomicU64,
     phase: watch::Sender<Phase>,
     phase_now: AtomicU8,
     shards: Vec<ShardState>,
@@ -93,7 +97,8 @@ pub struct ShardState {
     pub pending: Arc<Pending>,
     /// Its reader stands where the next reply will be.
     positioned: AtomicBool,
-    /// When a heartbeat last came back; milliseconds since the start, plus 1.
+    /// When the newest heartbeat that came back was written; milliseconds since
+    /// the start, plus 1.
     heartbeat_ms: AtomicU64,
     /// Everything before it has been read.
     next_offset: AtomicI64,
@@ -118,6 +123,8 @@ impl Instance {
             reply_topic,
             heartbeat_age_max,
             started: Instant::now(),
+            life: fastrand::u64(..),
+            rival_ms: AtomicU64::new(0),
             phase: watch::Sender::new(Phase::NotReady),
             phase_now: AtomicU8::new(Phase::NotReady as u8),
             shards,
@@ -228,9 +235,38 @@ impl Instance {
         self.shards[shard].positioned.load(Ordering::Acquire)
     }
 
-    /// A heartbeat of ours has come back.
-    pub(super) fn heartbeat_seen(&self, shard: usize) {
-        self.shards[shard].heartbeat_ms.store(self.now_ms(), Ordering::Release);
+    /// What a heartbeat says: whose it is, and when it was written.
+    pub(super) fn heartbeat(&self) -> String {
+        format!("{:016x} {}", self.life, self.now_ms())
+    }
+
+    /// A heartbeat has come back: not when it was read counts, but when it was
+    /// written, since a reader that lags reads old ones. `false`: it is that of
+    /// another life of an instance with this name.
+    pub(super) fn heartbeat_seen(&self, shard: usize, beat: &[u8]) -> bool {
+        let written = std::str::from_utf8(beat).ok().and_then(|text| {
+            let (life, written_ms) = text.split_once(' ')?;
+            let ours = u64::from_str_radix(life, 16).ok()? == self.life;
+            ours.then(|| written_ms.parse().ok()).flatten()
+        });
+        match written {
+            Some(written_ms) => {
+                self.shards[shard].heartbeat_ms.fetch_max(written_ms, Ordering::AcqRel);
+                true
+            }
+            None => {
+                self.rival_ms.store(self.now_ms(), Ordering::Release);
+                false
+            }
+        }
+    }
+
+    /// Whether another process has written heartbeats to the same reply topic
+    /// lately: two instances with one fixed name.
+    pub fn has_rival(&self) -> bool {
+        let seen = self.rival_ms.load(Ordering::Acquire);
+        let age = self.now_ms().saturating_sub(seen);
+        seen > 0 && u128::from(age) <= self.heartbeat_age_max.as_millis()
     }
 
     /// Whether a heartbeat has ever come back.

@@ -24,6 +24,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
+use super::budget::BytesHeld;
 use super::instance::Held;
 use super::topics::TopicDirectory;
 use crate::backoff::Backoff;
@@ -48,6 +49,8 @@ const THROTTLE_WAIT_MAX: Duration = Duration::from_secs(30);
 pub(super) struct Parcel {
     /// Whom it is for.
     pub(super) owner: Owner,
+    /// Its message's bytes count as held until it is gone.
+    pub(super) _held: Option<Arc<BytesHeld>>,
     /// What to send.
     pub(super) record: Record,
     /// The batch's compression.

@@ -32,6 +32,7 @@ use crate::supervisor::{Supervisor, Task};
 use crate::terms::{Compression, Mode};
 use crate::transport::{Cluster, HeaderName};
 use aftermath::Scribe;
+use budget::BytesHeld;
 use bytes::Bytes;
 use circuit::{Ending, Pass};
 use config::ReplyConfig;
@@ -169,10 +170,10 @@ impl Exchange {
     pub async fn call(self: &Arc<Self>, route: &Arc<Route>, request: Request) -> Result<Answer, Failure> {
         let unsent = |why| Failure::new(why, Trace::nothing_sent(Arc::clone(&route.request_topic)));
         self.accepts(request.deadline).map_err(unsent)?;
-        let _permit = self.instance.budget.admit(route, request.message.len()).map_err(unsent)?;
+        let (_permit, held) = self.instance.budget.admit(route, request.message.len()).map_err(unsent)?;
         match request.idempotency_key() {
-            Some(key) => idempotency::call(self, route, key, request).await,
-            None => Flight::depart(self, route, request).await?.land().await,
+            Some(key) => idempotency::call(self, route, key, request, held).await,
+            None => Flight::depart(self, route, request, held).await?.land().await,
         }
     }
 
@@ -234,7 +235,14 @@ impl Exchange {
         })
     }
 
-    fn pack(&self, route: &Route, request: Request, key: Option<Bytes>, ticket: &Ticket) -> Parcel {
+    fn pack(
+        &self,
+        route: &Route,
+        request: Request,
+        key: Option<Bytes>,
+        ticket: &Ticket,
+        held: Arc<BytesHeld>,
+    ) -> Parcel {
         let parts = RequestParts {
             dialect: route.dialect,
             method: Bytes::copy_from_slice(route.path.as_bytes()),
@@ -247,6 +255,7 @@ impl Exchange {
         };
         Parcel {
             owner: Owner::Call(ticket.id()),
+            _held: Some(held),
             record: parts.into_record(),
             compression: route.compression.unwrap_or(self.settings.compression),
             repeatable: route.idempotency != Idempotency::Unknown,

@@ -49,14 +49,16 @@ impl ReplyReader {
         let mut next_offset = None;
         loop {
             let interrupted = self.read(&mut next_offset, &mut backoff).await;
-            self.instance.set_positioned(self.shard, false);
             self.instance.metrics.reader_errors.inc();
             let topic = self.instance.reply_topic();
             match interrupted {
                 Interrupted::Reopen(error) => {
                     tracing::warn!(%topic, partition = self.partition, %error, "reply reader interrupted");
                 }
+                // Only now replies are missed; else the offset stands, and the
+                // heartbeats tell when it takes too long.
                 Interrupted::Gone => {
+                    self.instance.set_positioned(self.shard, false);
                     self.recreate_topic().await;
                     next_offset = Some(0);
                 }
@@ -154,8 +156,8 @@ impl ReplyReader {
             Kind::Request => "request",
             Kind::Uncorrelated => match record.header(HEARTBEAT) {
                 Some(name) if name == self.instance.name().as_bytes() => {
-                    self.instance.heartbeat_seen(self.shard);
-                    "heartbeat"
+                    let beat = record.value.as_deref().unwrap_or_default();
+                    if self.instance.heartbeat_seen(self.shard, beat) { "heartbeat" } else { "foreign" }
                 }
                 _ => "uncorrelated",
             },

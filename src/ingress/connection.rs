@@ -15,7 +15,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::config::Config;
 use super::service::Service;
@@ -27,6 +27,8 @@ use crate::supervisor::{StreamExecutor, Supervisor, Task};
 const HANDOVER_QUEUE: usize = 256;
 /// How long a connection may take to end its streams once the process closes.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a new connection may be silent.
+const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Ended connections are swept when this many are listed, or twice those alive.
 const SWEEP_AT: usize = 64;
 
@@ -141,7 +143,7 @@ pub async fn serve_shard(
             connection.join().await;
         }
     };
-    let _ = tokio::time::timeout(CLOSE_TIMEOUT, all_ended).await;
+    let _ = timeout(CLOSE_TIMEOUT, all_ended).await;
 }
 
 /// Counts a connection as closed when its task ends, however it ends.
@@ -166,6 +168,11 @@ async fn serve_connection(
         Ok(stream) => stream,
         Err(error) => return tracing::warn!(%error, "connection lost before it was served"),
     };
+    // HTTP/2 keep-alive begins with the first frame; who never sends one must
+    // not hold a place for good.
+    if !matches!(timeout(FIRST_BYTE_TIMEOUT, stream.readable()).await, Ok(Ok(()))) {
+        return tracing::debug!("connection closed: its caller said nothing");
+    }
     let born_in = *lifecycle.borrow();
     let service = TowerToHyperService::new(service);
     let connection = http2_settings(&config).serve_connection(TokioIo::new(stream), service);

@@ -51,9 +51,12 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let mut messages = Streaming::new_request(Raw, body, encoding, Some(bytes_max));
+    let Some(message) = messages.message().await? else {
+        return Err(Status::internal("a unary call needs one message, and the request has none"));
+    };
     match messages.message().await? {
-        Some(message) => Ok(message),
-        None => Err(Status::internal("a unary call needs one message, and the request has none")),
+        None => Ok(message),
+        Some(_) => Err(Status::internal("a unary call needs one message, and the request has several")),
     }
 }
 

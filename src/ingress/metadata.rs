@@ -31,7 +31,7 @@ impl Allowed {
     /// Record headers for a request. A key that came several times becomes one
     /// header, its values joined by commas, as gRPC allows for metadata.
     pub(super) fn forward(&self, headers: &HeaderMap) -> Result<Vec<(RecordHeaderName, Bytes)>, Status> {
-        let key = headers.get(IDEMPOTENCY_KEY).map_or(0, HeaderValue::len);
+        let key: usize = headers.get_all(IDEMPOTENCY_KEY).iter().map(HeaderValue::len).sum();
         if key > limits::IDEMPOTENCY_KEY_BYTES_MAX {
             let max = limits::IDEMPOTENCY_KEY_BYTES_MAX;
             return Err(Status::invalid_argument(format!(

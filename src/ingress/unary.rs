@@ -40,7 +40,7 @@ impl Unary {
             return not_grpc();
         }
         let end = CountOnDrop { metrics: self.exchange.metrics(), route, code: Code::Cancelled };
-        let compression = accepted_compression(request.headers());
+        let compression = wanted_compression(request.headers());
         match self.call(route, request).await {
             Ok(answer) => self.respond(answer, compression, end),
             Err(status) => refuse(status, end),
@@ -138,6 +138,14 @@ fn request_encoding(headers: &HeaderMap) -> Result<Option<CompressionEncoding>, 
             String::from_utf8_lossy(&other[..other.len().min(32)])
         ))),
     }
+}
+
+/// Replies are compressed for callers who compress themselves. Many clients
+/// accept gzip without anybody having asked for it, and compressing costs more
+/// than all else that is done for a call.
+fn wanted_compression(headers: &HeaderMap) -> Option<CompressionEncoding> {
+    let compresses = headers.get(GRPC_ENCODING).is_some_and(|encoding| encoding != "identity");
+    if compresses { accepted_compression(headers) } else { None }
 }
 
 /// The first of the caller's encodings that we can write.

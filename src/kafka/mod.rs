@@ -104,19 +104,19 @@ impl KafkaCluster {
     }
 
     async fn partition(&self, topic: &str, partition: i32) -> Result<PartitionClient, ClusterError> {
-        let topic = topic.to_owned();
-        let connected = self
-            .ask(self.timeout, |client| async move {
-                client
-                    .partition_client(topic.clone(), partition, UnknownTopicHandling::Error)
-                    .await
-                    .map_err(|error| explain::cluster_error(&error, &topic))
-            })
-            .await;
+        let client = match timeout(self.timeout, self.client()).await {
+            Ok(client) => client?,
+            Err(_) => return Err(self.connector.explain_silence(self.timeout).await),
+        };
+        let connecting = async {
+            let connected = client.partition_client(topic, partition, UnknownTopicHandling::Error).await;
+            connected.map_err(|error| explain::cluster_error(&error, topic))
+        };
+        let connected = within(self.timeout, connecting).await;
         match &connected {
             Ok(_) => nodelay::set_on_all_sockets(),
             // The metadata that led here is stale: the next look must be fresh.
-            Err(_) => *self.client.lock().await = None,
+            Err(_) => self.forget(&client).await,
         }
         connected
     }

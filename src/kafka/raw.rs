@@ -80,6 +80,9 @@ impl RawReader {
     }
 
     async fn try_fetch(&mut self, offset: i64, wait: Duration) -> io::Result<Fetched> {
+        if matches!(self.connector.plain(), Plain::OtherMechanism) {
+            return Err(refused("only SASL PLAIN is spoken here"));
+        }
         let leader = match &mut self.leader {
             Some(leader) => leader,
             None => {
@@ -158,10 +161,13 @@ fn to_received(record: Record) -> Received {
     Received {
         offset: record.offset,
         timestamp_ms: record.timestamp,
-        key: record.key,
-        value: record.value,
+        // Copied: a part would keep the whole answer alive.
+        key: record.key.map(|key| Bytes::copy_from_slice(&key)),
+        value: record.value.map(|value| Bytes::copy_from_slice(&value)),
         headers: headers
-            .filter_map(|(name, value)| Some((HeaderName::Owned(name.as_str().to_owned()), value?)))
+            .filter_map(|(name, value)| {
+                Some((HeaderName::Owned(name.as_str().to_owned()), Bytes::copy_from_slice(&value?)))
+            })
             .collect(),
     }
 }

@@ -17,24 +17,42 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use async_trait::async_trait;
 use rskafka::chrono::{DateTime, Utc};
 use rskafka::client::error::{Error as ClientError, ProtocolError};
-use rskafka::client::partition::{Compression as RskafkaCompression, PartitionClient};
+use rskafka::client::partition::{Compression as RskafkaCompression, OffsetAt, PartitionClient};
 use rskafka::record::Record as RskafkaRecord;
 use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::time::Instant;
 
 use super::explain;
 use super::throttle::{Sentinel, Throttled};
 use crate::terms::Compression;
 use crate::transport::{Appended, PartitionWriter, ProduceError, Record};
 
+/// At first, and after so long without a produce, the leader is asked for something harmless
+/// first: it may have been deposed, or the connection may be dead, and a request
+/// that finds out too late is one of which nobody knows what became.
+const PROBE_AFTER: Duration = Duration::from_secs(1);
+/// How long that may take.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+
 pub(super) struct Writer {
     client: PartitionClient,
     sentinel: Sentinel,
     timeout: Duration,
+    last_used: Option<Instant>,
 }
 
 impl Writer {
     pub(super) fn new(client: PartitionClient, timeout: Duration) -> Self {
-        Self { client, sentinel: Sentinel::new(), timeout }
+        Self { client, sentinel: Sentinel::new(), timeout, last_used: None }
+    }
+
+    /// Whether the leader still answers, and as the leader.
+    async fn probe(&self) -> Result<(), ProduceError> {
+        match tokio::time::timeout(PROBE_TIMEOUT, self.client.get_offset(OffsetAt::Latest)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(ProduceError::NotSent(explain::line(&error))),
+            Err(_) => Err(ProduceError::NotSent(format!("the leader is silent for {PROBE_TIMEOUT:?}"))),
+        }
     }
 }
 
@@ -45,11 +63,16 @@ impl PartitionWriter for Writer {
         records: &[Record],
         compression: Compression,
     ) -> Result<Appended, ProduceError> {
+        if self.last_used.is_none_or(|used| used.elapsed() >= PROBE_AFTER) {
+            self.probe().await?;
+        }
         let now = now();
         let batch = records.iter().map(|record| to_rskafka(record, now)).collect();
         let request = self.client.produce(batch, to_rskafka_compression(compression));
         let watched = note_waiting(self.sentinel.watch(request));
-        match tokio::time::timeout(self.timeout, watched).await {
+        let produced = tokio::time::timeout(self.timeout, watched).await;
+        self.last_used = Some(Instant::now());
+        match produced {
             Ok((Ok(Ok(offsets)), _)) => Ok(Appended { base_offset: offsets.first().copied() }),
             Ok((Ok(Err(error)), waited)) => Err(judge(&error, waited)),
             Ok((Err(Throttled { wait }), _)) => Err(ProduceError::Throttled { wait }),
@@ -74,6 +97,8 @@ async fn note_waiting<F: Future>(future: F) -> (F::Output, bool) {
 fn judge(error: &ClientError, waited: bool) -> ProduceError {
     let line = || explain::line(error);
     match explain::root(error) {
+        // rskafka's own check of the leader, made before it sends.
+        ClientError::ServerError { is_virtual: true, .. } => ProduceError::NotSent(line()),
         ClientError::ServerError { protocol_error, .. } => judge_answer(*protocol_error, line()),
         // Finding and connecting the leader comes before sending.
         ClientError::Connection(_) => ProduceError::NotSent(line()),
@@ -86,8 +111,12 @@ fn judge(error: &ClientError, waited: bool) -> ProduceError {
 fn judge_answer(code: ProtocolError, line: String) -> ProduceError {
     use ProtocolError as E;
     match code {
-        // Appended to the leader at least, or nobody can tell.
+        // Appended to the leader at least, or nobody can tell. A leader that
+        // is deposed while it waits for its followers answers the same as one
+        // that never was: `DelayedProduce` of Kafka's broker.
         E::RequestTimedOut
+        | E::NotLeaderOrFollower
+        | E::ReplicaNotAvailable
         | E::NotEnoughReplicasAfterAppend
         | E::KafkaStorageError
         | E::NetworkException
@@ -96,9 +125,7 @@ fn judge_answer(code: ProtocolError, line: String) -> ProduceError {
         E::MessageTooLarge | E::RecordListTooLarge => ProduceError::TooLarge,
         // Checked before anything is appended; may be different in a moment.
         E::LeaderNotAvailable
-        | E::NotLeaderOrFollower
         | E::BrokerNotAvailable
-        | E::ReplicaNotAvailable
         | E::NotEnoughReplicas
         | E::CorruptMessage
         | E::FencedLeaderEpoch

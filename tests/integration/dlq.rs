@@ -282,8 +282,8 @@ async fn what_is_in_doubt_is_said_and_not_repeated() {
     assert!(doubtful.out.contains("it may be in the log, and was not repeated"), "{}", doubtful.out);
     assert_eq!(all(&gateway.cluster, &topic).await.len(), 2);
     // Certainly not sent: tried again.
-    let not_leader = antiphon::dev_broker::code::NOT_LEADER_OR_FOLLOWER;
-    faults.inject(Rule::new(Api::Produce, Fault::Error(not_leader)).topic(&topic).times(2));
+    let too_few = antiphon::dev_broker::code::NOT_ENOUGH_REPLICAS;
+    faults.inject(Rule::new(Api::Produce, Fault::Error(too_few)).topic(&topic).times(2));
     let sent = dlq(&gateway, &["replay", &topic, &id, "--again"]).await;
     assert_eq!(sent.code, 0, "{} {}", sent.out, sent.err);
     assert_eq!(all(&gateway.cluster, &topic).await.len(), 3);

@@ -235,7 +235,8 @@ async fn a_key_that_is_empty_is_none_and_one_that_is_too_long_is_refused() {
 }
 
 /// A call with a key is told the same of a request that never left its lane as
-/// any other call, and nothing is remembered of it.
+/// any other call, and nothing is remembered of it. A call that joined it and
+/// ends before it can't know.
 #[tokio::test]
 async fn a_request_that_was_not_sent_in_time_is_not_remembered() {
     let gateway =
@@ -246,13 +247,19 @@ async fn a_request_that_was_not_sent_in_time_is_not_remembered() {
     gateway.broker().faults().inject(slow);
     let behind = async {
         tokio::time::sleep(Duration::from_millis(150)).await;
-        tokio::join!(keyed(&gateway, "k", "pay", "300m"), keyed(&gateway, "k", "pay", "200m"))
+        let joining = async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            keyed(&gateway, "k", "pay", "100m").await
+        };
+        tokio::join!(keyed(&gateway, "k", "pay", "300m"), joining)
     };
     let (ahead, (first, joined)) = tokio::join!(keyed(&gateway, "ahead", "pay", "10S"), behind);
     ahead.unwrap();
-    for status in [first.unwrap_err(), joined.unwrap_err()] {
-        assert_eq!(status.code(), Code::Unavailable, "{status:?}");
-        assert_eq!(trailer(status.metadata(), "antiphon-outcome").as_deref(), Some("not-sent"));
+    let expected = [(first, Code::Unavailable, "not-sent"), (joined, Code::DeadlineExceeded, "unknown")];
+    for (answer, code, outcome) in expected {
+        let status = answer.unwrap_err();
+        assert_eq!(status.code(), code, "{status:?}");
+        assert_eq!(trailer(status.metadata(), "antiphon-outcome").as_deref(), Some(outcome));
     }
     let again = keyed(&gateway, "k", "pay", "10S").await;
     assert_eq!(repeat(&again), None);

@@ -136,12 +136,7 @@ async fn a_connection_that_died_while_idle_costs_nothing() {
 
 #[tokio::test]
 async fn a_refusal_that_passes_is_tried_again() {
-    let cases = [
-        code::NOT_LEADER_OR_FOLLOWER,
-        code::LEADER_NOT_AVAILABLE,
-        code::NOT_ENOUGH_REPLICAS,
-        code::UNKNOWN_TOPIC_OR_PARTITION,
-    ];
+    let cases = [code::LEADER_NOT_AVAILABLE, code::NOT_ENOUGH_REPLICAS, code::UNKNOWN_TOPIC_OR_PARTITION];
     let gateway = embedded().handler(Samples::default()).start().await;
     for (n, refusal) in cases.into_iter().enumerate() {
         inject(&gateway, "payment_request", Fault::Error(refusal), 2);
@@ -149,6 +144,32 @@ async fn a_refusal_that_passes_is_tried_again() {
         assert_eq!(outcome(answered.unwrap().metadata()).as_deref(), Some("sent"), "{refusal}");
         assert_eq!(log_of(&gateway, "payment_request").await.len(), n + 1, "{refusal}");
     }
+    gateway.stop().await;
+}
+
+/// A leader that is deposed while it waits for its followers answers the same
+/// as one that never was: nobody can tell whether the request is in the log.
+#[tokio::test]
+async fn an_answer_of_a_deposed_leader_is_unknown() {
+    let gateway = embedded().handler(Samples::default()).start().await;
+    inject(&gateway, "payment_request", Fault::Error(code::NOT_LEADER_OR_FOLLOWER), 1);
+    assert_failed(pay(&gateway, "300m").await, Code::DeadlineExceeded, "unknown");
+    pay(&gateway, "10S").await.unwrap();
+    assert_eq!(log_of(&gateway, "payment_request").await.len(), 1);
+    gateway.stop().await;
+}
+
+/// A lane that was quiet asks first, so that a leader that moved meanwhile
+/// costs no call its certainty.
+#[tokio::test]
+async fn a_lane_that_was_quiet_finds_the_new_leader_before_it_sends() {
+    let gateway = embedded().handler(Samples::default()).start().await;
+    pay(&gateway, "10S").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    gateway.broker().faults().move_leader(&gateway.topic("payment_request"), Duration::from_millis(300));
+    let answered = pay(&gateway, "10S").await;
+    assert_eq!(outcome(answered.unwrap().metadata()).as_deref(), Some("sent"));
+    assert_eq!(log_of(&gateway, "payment_request").await.len(), 2);
     gateway.stop().await;
 }
 
@@ -268,6 +289,8 @@ async fn calls_and_bytes_in_flight_are_bounded() {
     ];
     for (name, change) in cases {
         let gateway = embedded().config(change).start().await;
+        // A message counts as held until it is sent.
+        inject(&gateway, "payment_request", Fault::Delay(Duration::from_millis(200)), 1);
         let second = async {
             let instance = gateway.gateway().instance();
             gateway.until("the first is in flight", || instance.pending_calls() == 1).await;
