@@ -194,7 +194,12 @@ def main():
     parser.add_argument("--radius-every", type=int, default=0, help="every so many calls are SetRadius")
     parser.add_argument("--first", type=int, default=0, help="number of the first call")
     parser.add_argument("--retry-seconds", type=float, default=0, help="repeat under an idempotency key for so long")
-    asyncio.run(Caller(parser.parse_args()).run())
+    options = parser.parse_args()
+
+    async def run():  # The channels belong to the loop in which they are made.
+        await Caller(options).run()
+
+    asyncio.run(run())
 
 
 if __name__ == "__main__":
