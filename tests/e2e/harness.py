@@ -176,11 +176,11 @@ class Process:
 class Worker(Process):
     """The sample Python worker."""
 
-    def __init__(self, folder, name, bootstrap, group, work_ms):
+    def __init__(self, folder, name, bootstrap, group, work_ms, topics=TOPICS):
         self.journal_path = folder / f"{name}.jsonl"
         command = [
             sys.executable, str(ROOT / "examples/workers/python/worker.py"),
-            "--bootstrap", bootstrap, "--group", group,
+            "--bootstrap", bootstrap, "--group", group, "--topics", ",".join(topics),
             "--log", str(self.journal_path), "--work-ms", str(work_ms),
         ]  # fmt: skip
         super().__init__(folder, name, command)

@@ -8,10 +8,16 @@ names. The header names are those of Spring's request-reply ("spring" dialect).
 One thread handles records in the order of their partitions. Offsets are
 committed after the replies have been acknowledged, so a worker that dies
 leaves its requests to the next one.
+
+A request with an `idempotency-key` is executed once: when the same request
+comes again, from a caller that did not get its answer, the answer that was
+kept is sent again. They are kept in memory, which is enough for a sample: a
+worker that must not forget writes them down together with what it did.
 """
 
 import argparse
 import base64
+import hashlib
 import importlib
 import json
 import logging
@@ -20,6 +26,8 @@ import sys
 import tempfile
 import time
 import urllib.parse
+import uuid
+from collections import OrderedDict
 from importlib import resources
 from pathlib import Path
 
@@ -36,9 +44,13 @@ BATCH_RECORDS_MAX = 500
 POLL_SECONDS = 0.25
 FLUSH_SECONDS_MAX = 40
 SLOW_SECONDS = 3
+ANSWERS_KEPT_MAX = 100_000
 
 # Numbers of google.rpc.Code, which are gRPC's.
 INVALID_ARGUMENT, FAILED_PRECONDITION, UNIMPLEMENTED, INTERNAL = 3, 9, 12, 13
+RESOURCE_EXHAUSTED, ABORTED, UNAVAILABLE = 8, 10, 14
+# After these the same request may be tried again, so they are not kept.
+WORTH_ANOTHER_TRY = {str(code) for code in (RESOURCE_EXHAUSTED, ABORTED, UNAVAILABLE)}
 
 log = logging.getLogger("worker")
 
@@ -146,12 +158,38 @@ def generate(proto_dir):
 # ---- one record --------------------------------------------------------------
 
 
+class Answers:
+    """What was answered under an idempotency key; the oldest are forgotten
+    first."""
+
+    def __init__(self, answers_max=ANSWERS_KEPT_MAX):
+        self.answers_max, self._kept = answers_max, OrderedDict()
+
+    def find(self, method, key, payload):
+        """Value and error headers, or None for a request that is new."""
+        kept = self._kept.get((method, key))
+        if kept is None:
+            return None
+        digest, value, errors = kept
+        if digest != hashlib.sha256(payload).digest():
+            return None, error_headers(INVALID_ARGUMENT, "this idempotency-key was sent with another message before")
+        return value, errors
+
+    def keep(self, method, key, payload, value, errors):
+        if errors and errors[0][1] in WORTH_ANOTHER_TRY:
+            return
+        self._kept[method, key] = hashlib.sha256(payload).digest(), value, errors
+        if len(self._kept) > self.answers_max:
+            self._kept.popitem(last=False)
+
+
 class Handler:
     """Turns a request record into a reply record."""
 
     def __init__(self, services, producer, journal, work_seconds):
         self.services, self.producer = services, producer
         self.journal, self.work_seconds = journal, work_seconds
+        self.answers = Answers()
         self.handled = self.skipped = self.errors = self.replies_lost = 0
 
     def handle(self, record):
@@ -160,9 +198,16 @@ class Handler:
             self.skipped += 1
             return
         method = headers.get("grpc-method", b"").decode(errors="replace")
-        request, value, errors = self._answer(method, record.value() or b"")
+        payload, key = record.value() or b"", headers.get("idempotency-key")
+        kept = self.answers.find(method, key, payload) if key else None
+        if kept is not None:
+            request, (value, errors) = None, kept
+        else:
+            request, value, errors = self._answer(method, payload)
+            if key:
+                self.answers.keep(method, key, payload, value, errors)
         self.handled += 1
-        self._note(record, headers, method, request, errors)
+        self._note(record, headers, method, request, errors, repeat=kept is not None)
         self._reply(record, headers, value, errors)
 
     def _expired(self, record, headers):
@@ -201,7 +246,7 @@ class Handler:
             log.exception("%s failed", method)
             return request, None, error_headers(INTERNAL, f"{type(error).__name__}: {error}")
 
-    def _note(self, record, headers, method, request, errors):
+    def _note(self, record, headers, method, request, errors, repeat):
         if self.journal is None:
             return
         line = {
@@ -210,10 +255,12 @@ class Handler:
             "partition": record.partition(),
             "offset": record.offset(),
             "key": (record.key() or b"").decode(errors="replace"),
-            "correlation_id": headers.get("kafka_correlationId", b"").decode(errors="backslashreplace"),
+            "correlation_id": readable(headers.get("kafka_correlationId", b"")),
             "method": method,
             "status": int(errors[0][1]) if errors else 0,
         }
+        if repeat:
+            line["repeat"] = True  # Answered from what was kept, not executed.
         for field in ("order_id", "amount_minor", "shop_id", "radius_m"):
             if hasattr(request, field):
                 line[field] = getattr(request, field)
@@ -250,6 +297,13 @@ class Handler:
         """The work is done; to do it twice would be worse than a lost reply."""
         self.replies_lost += 1
         log.error("reply to %s lost: %s", topic, error)
+
+
+def readable(correlation_id):
+    """A UUID as text; whatever else it may be as far as it is text."""
+    if len(correlation_id) == 16:
+        return str(uuid.UUID(bytes=correlation_id))
+    return correlation_id.decode(errors="backslashreplace")
 
 
 # ---- the loop ----------------------------------------------------------------
