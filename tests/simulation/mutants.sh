@@ -68,7 +68,7 @@ mutant forget-that-it-may-be-in-the-log src/exchange/lane.rs \
     'parcel.maybe_sent = true;' 'parcel.maybe_sent = false;'
 mutant send-after-the-end src/exchange/lane.rs \
     'batch.retain(|parcel| self.begin_send(parcel));' \
-    'for parcel in &batch { self.begin_send(parcel); }'
+    'for parcel in batch.iter() { self.begin_send(parcel); }'
 mutant sending-counts-as-not-sent src/exchange/failure.rs \
     'Progress::Queued | Progress::NotSent(_) => Self::NotSent,' \
     'Progress::Queued | Progress::NotSent(_) | Progress::Sending => Self::NotSent,'
