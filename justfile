@@ -34,6 +34,10 @@ e2e *ARGS:
     cargo build --release --locked
     python3 tests/e2e/run.py --antiphon target/release/antiphon {{ARGS}}
 
+# Each fuzz target for so many seconds.
+fuzz SECONDS="60" *TARGETS:
+    scripts/fuzz {{SECONDS}} {{TARGETS}}
+
 # All that CI does.
 ci:
     bash .ci/run

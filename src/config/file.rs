@@ -18,22 +18,26 @@ type Entry<'t, 'i> = (&'t Spanned<DeString<'i>>, &'t Spanned<DeValue<'i>>);
 
 /// Reads the file into the weakest layer.
 pub(super) fn read(path: &Path, layers: &mut Layers, mistakes: &mut Mistakes) {
-    let at = Origin::of_file(path);
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
+    match std::fs::read_to_string(path) {
+        Ok(text) => read_text(path, &text, layers, mistakes),
         Err(error) => {
+            let at = Origin::of_file(path);
             layers.unread = true;
             mistakes.push(match error.kind() {
                 ErrorKind::NotFound => at.mistake("no such file"),
                 ErrorKind::InvalidData => at.mistake("is not UTF-8"),
                 _ => at.mistake(format!("can't be read: {error}")),
             });
-            return;
         }
-    };
-    let (table, errors) = DeTable::parse_recoverable(&text);
+    }
+}
+
+/// Reads what stands in the file.
+pub(super) fn read_text(path: &Path, text: &str, layers: &mut Layers, mistakes: &mut Mistakes) {
+    let at = Origin::of_file(path);
+    let (table, errors) = DeTable::parse_recoverable(text);
     let base = path.parent().map(Path::to_owned).unwrap_or_default();
-    let mut reader = Reader { path, base, text: &text, layers, mistakes, layer: Layer::default() };
+    let mut reader = Reader { path, base, text, layers, mistakes, layer: Layer::default() };
     if errors.is_empty() {
         reader.top(table.get_ref());
     } else {

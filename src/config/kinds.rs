@@ -97,6 +97,15 @@ impl FromRaw for Listen {
     }
 }
 
+impl Listen {
+    /// Whether the name server would have to be asked.
+    pub(super) fn names_a_host(raw: &Raw) -> bool {
+        let Ok(text) = text_of::<Self>(raw) else { return false };
+        let host = text.rsplit_once(':').map(|(host, _)| host);
+        text.parse::<SocketAddr>().is_err() && !matches!(host, None | Some("" | "localhost"))
+    }
+}
+
 /// Brokers, `host:port` each.
 pub(super) struct Servers(pub(super) Vec<String>);
 

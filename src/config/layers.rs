@@ -6,13 +6,17 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use super::flags::Flags;
-use super::raw::{Found, FromRaw, Place, Raw, Value};
+use super::kinds::Listen;
+use super::raw::{Found, FromRaw, Paths, Place, Raw, Value};
 use super::sections::{ROWS, Row};
 use crate::route::{Mistake, Mistakes, Origin, Overlay, did_you_mean};
 
 /// Names the configuration file.
 const CONFIG_VARIABLE: &str = "ANTIPHON_CONFIG";
 const PREFIX: &str = "ANTIPHON_";
+
+const PASSWORD: (&str, &str) = ("kafka.sasl", "password");
+const PASSWORD_FILE: (&str, &str) = ("kafka.sasl", "password_file");
 
 /// One source of settings, by section and name.
 #[derive(Default)]
@@ -48,6 +52,29 @@ impl Layers {
             }
         }
         found
+    }
+
+    /// Checks that paths and addresses are what they should be by their kind,
+    /// and then leaves out what only the system could tell more of.
+    pub(super) fn leave_out_what_is_outside(&mut self, mistakes: &mut Mistakes) {
+        for layer in &mut self.layers {
+            let password = layer.0.get(&PASSWORD_FILE).cloned();
+            layer.0.retain(|(section, name), raw| {
+                let row = ROWS.iter().find(|row| (row.section, row.name) == (*section, *name));
+                let checked = match row.map(|row| row.kind) {
+                    Some(PathBuf::EXPECTED) => PathBuf::from_raw(raw).map(drop),
+                    Some(Paths::EXPECTED) => Paths::from_raw(raw).map(drop),
+                    Some(Listen::EXPECTED) if Listen::names_a_host(raw) => Ok(()),
+                    _ => return true,
+                };
+                checked.unwrap_or_else(|mistake| mistakes.push(mistake));
+                false
+            });
+            // Something stands in the file, for all that can be known here.
+            if let Some(raw) = password.map(|raw| Raw { value: Value::Word("outside".to_owned()), ..raw }) {
+                layer.0.entry(PASSWORD).or_insert(raw);
+            }
+        }
     }
 
     /// Where a section is first set, if it is.

@@ -22,6 +22,7 @@ mod kinds;
 mod raw;
 
 use std::ffi::OsString;
+use std::path::Path;
 
 pub use flags::Flags;
 
@@ -77,6 +78,20 @@ fn load_with_routes_from(
             Err(mistakes.sorted())
         }
     }
+}
+
+/// Checks what stands in a configuration file by itself: its form, its names,
+/// kinds and bounds, and what must come together. Nothing outside of the text is
+/// looked at: neither the files nor the hosts that it names.
+///
+/// # Errors
+/// Everything that is wrong in it.
+pub fn check_text(text: &str) -> Result<Config, Mistakes> {
+    let (mut layers, mut mistakes) = (Layers::default(), Mistakes::default());
+    file::read_text(Path::new("configuration"), text, &mut layers, &mut mistakes);
+    layers.leave_out_what_is_outside(&mut mistakes);
+    let resolved = resolve::resolve(layers, &mut mistakes);
+    mistakes.or(resolved.config)
 }
 
 fn variables() -> Vec<(OsString, OsString)> {

@@ -320,3 +320,24 @@ a.toml:8:11: service."x.v1.T".timeout: expected a string, found an integer
     let mistakes = load_with_routes_from(&broken.flags(), &[]).unwrap_err();
     assert_eq!(broken.shown(&mistakes), "a.toml:2:10: proto.files: there is no file \"nonesuch.proto\"");
 }
+
+#[test]
+fn a_text_is_checked_without_looking_at_anything_else() {
+    let outside = r#"
+        [kafka.tls]
+        ca_file = "/no/such/file"
+        [kafka.sasl]
+        mechanism = "PLAIN"
+        username = "gateway"
+        password_file = "/no/such/file"
+        [grpc]
+        listen = "no-such-host.invalid:50051"
+        [proto]
+        files = ["no/such.proto"]
+    "#;
+    let config = super::check_text(outside).unwrap();
+    assert!(config.gateway.kafka.tls.is_some() && config.gateway.kafka.sasl.is_some());
+    let wrong = "shards = 0\n[kafka.tls]\nca_file = 7\n[proto]\nfiles = true\n[grpc]\nlisten = \"x\"\n";
+    assert_eq!(super::check_text(wrong).unwrap_err().len(), 4);
+    assert_eq!(super::check_text("= 1").unwrap_err().len(), 1);
+}
