@@ -1,5 +1,6 @@
 //! The command line: parses, runs, and exits with a code.
 
+mod bench;
 mod check;
 #[cfg(feature = "dev-broker")]
 mod demo;
@@ -36,6 +37,9 @@ enum Command {
     /// Show the routes that would be served, or what is wrong
     #[command(after_help = CHECK_EXAMPLES)]
     Check(Flags),
+    /// Measure a gRPC server: calls a second, latency, CPU time
+    #[command(after_help = BENCH_EXAMPLES)]
+    Bench(Box<bench::BenchFlags>),
 }
 
 const EXAMPLES: &str = "\
@@ -68,6 +72,21 @@ Every setting has a variable ANTIPHON_<SECTION>_<NAME>. Flags win over the
 environment, that over the file, and that over options in the .proto files.
 Exit codes: 0 if all is well, 64 for wrong usage, 78 for wrong configuration.";
 
+const BENCH_EXAMPLES: &str = "\
+Examples:
+  antiphon bench 127.0.0.1:50051 echo.v1.EchoService/Echo --data '{\"payload\":\"aGVsbG8=\"}'
+  antiphon bench 127.0.0.1:50051 echo.v1.EchoService/Echo --in-flight 1,64,512 --pid 4711
+  antiphon bench 127.0.0.1:50051 payments.v1.PaymentService/Pay --rate 2000 --duration 30s \\
+      --data '{\"amount_minor\":100}' --key-field order_id --keys 1000 --json -
+
+With --in-flight a call starts when another ends (closed loop). With --rate it
+starts when it is due, and its time runs from then even if it is sent late, so
+that a server which stalls cannot hide the calls that it has kept waiting; the
+line \"from sending\" is what the clock of a closed loop would have shown.
+All calls count, those that fail too. Ctrl-C ends early with what was measured.
+Exit codes: 0 if any call succeeded, 1 if none did, 64 for wrong usage, 69 if
+the server cannot be reached.";
+
 fn main() -> ExitCode {
     match Arguments::try_parse() {
         Ok(arguments) => run(arguments.command),
@@ -81,6 +100,7 @@ fn run(command: Command) -> ExitCode {
         #[cfg(feature = "dev-broker")]
         Command::Demo(flags) => demo::run(&flags),
         Command::Check(flags) => check::run(&flags),
+        Command::Bench(flags) => bench::run(&flags),
     }
 }
 
