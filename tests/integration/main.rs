@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, unreachable_pub, reason = "a test fails by panicking")]
 
 mod bad_input;
+mod bench;
 mod calls;
 mod circuit;
 mod dead_letters;

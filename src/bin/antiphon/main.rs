@@ -1,5 +1,6 @@
 //! The command line: parses, runs, and exits with a code.
 
+mod bench;
 mod check;
 #[cfg(feature = "dev-broker")]
 mod demo;
@@ -40,6 +41,9 @@ enum Command {
     /// List, show, replay or purge dead letters
     #[command(subcommand)]
     Dlq(dlq::DlqCommand),
+    /// Measure a gRPC server: calls a second, latency, CPU time
+    #[command(after_help = BENCH_EXAMPLES)]
+    Bench(Box<bench::BenchFlags>),
 }
 
 const EXAMPLES: &str = "\
@@ -73,6 +77,21 @@ Every setting has a variable ANTIPHON_<SECTION>_<NAME>. Flags win over the
 environment, that over the file, and that over options in the .proto files.
 Exit codes: 0 if all is well, 64 for wrong usage, 78 for wrong configuration.";
 
+const BENCH_EXAMPLES: &str = "\
+Examples:
+  antiphon bench 127.0.0.1:50051 echo.v1.EchoService/Echo --data '{\"payload\":\"aGVsbG8=\"}'
+  antiphon bench 127.0.0.1:50051 echo.v1.EchoService/Echo --in-flight 1,64,512 --pid 4711
+  antiphon bench 127.0.0.1:50051 payments.v1.PaymentService/Pay --rate 2000 --duration 30s \\
+      --data '{\"amount_minor\":100}' --key-field order_id --keys 1000 --json -
+
+With --in-flight a call starts when another ends (closed loop). With --rate it
+starts when it is due, and its time runs from then even if it is sent late, so
+that a server which stalls cannot hide the calls that it has kept waiting; the
+line \"from sending\" is what the clock of a closed loop would have shown.
+All calls count, those that fail too. Ctrl-C ends early with what was measured.
+Exit codes: 0 if any call succeeded, 1 if none did, 64 for wrong usage, 69 if
+the server cannot be reached.";
+
 fn main() -> ExitCode {
     match Arguments::try_parse() {
         Ok(arguments) => run(arguments.command),
@@ -87,6 +106,7 @@ fn run(command: Command) -> ExitCode {
         Command::Demo(flags) => demo::run(&flags),
         Command::Check(flags) => check::run(&flags),
         Command::Dlq(command) => dlq::run(&command),
+        Command::Bench(flags) => bench::run(&flags),
     }
 }
 
