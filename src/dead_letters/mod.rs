@@ -1,7 +1,7 @@
 //! Dead letters as operators see them: found, shown, sent again, thrown away.
 //!
 //! `exchange` writes them (its `aftermath` has the format); this room reads
-//! them back, over any [`Cluster`](crate::transport::Cluster). Dead letters of
+//! them back, over any [`Cluster`]. Dead letters of
 //! Spring and SmallRye are read too, as far as their headers go.
 //!
 //! ```text
