@@ -335,9 +335,9 @@ fn a_text_is_checked_without_looking_at_anything_else() {
         [proto]
         files = ["no/such.proto"]
     "#;
-    let config = super::check_text(outside).unwrap();
+    let config = check_text(outside).unwrap();
     assert!(config.gateway.kafka.tls.is_some() && config.gateway.kafka.sasl.is_some());
     let wrong = "shards = 0\n[kafka.tls]\nca_file = 7\n[proto]\nfiles = true\n[grpc]\nlisten = \"x\"\n";
-    assert_eq!(super::check_text(wrong).unwrap_err().len(), 4);
-    assert_eq!(super::check_text("= 1").unwrap_err().len(), 1);
+    assert_eq!(check_text(wrong).unwrap_err().len(), 4);
+    assert_eq!(check_text("= 1").unwrap_err().len(), 1);
 }

@@ -29,10 +29,10 @@ use crate::serve::block_on;
 /// Runs one of the commands.
 pub(crate) fn run(command: &DlqCommand) -> ExitCode {
     let common = command.common();
-    match Session::prepare(common) {
+    match Connected::prepare(common) {
         Ok(prepared) => block_on(async {
-            let ended = match Session::open(prepared, common).await {
-                Ok(session) => session.run(command).await,
+            let ended = match Connected::open(prepared, common).await {
+                Ok(connected) => connected.run(command).await,
                 Err(failure) => Err(failure),
             };
             match ended {
@@ -76,7 +76,7 @@ struct Prepared {
 }
 
 /// A cluster and the topic that a command is about.
-pub(crate) struct Session {
+pub(crate) struct Connected {
     cluster: KafkaCluster,
     topics: HashMap<String, i32>,
     topic: DeadLetterTopic,
@@ -86,7 +86,7 @@ pub(crate) struct Session {
     now_ms: i64,
 }
 
-impl Session {
+impl Connected {
     fn prepare(common: &Common) -> Result<Prepared, Failed> {
         let wrong = |text: String| Failed(text, exit::CONFIG);
         let flags = Flags {

@@ -6,39 +6,39 @@ use std::process::ExitCode;
 use antiphon::dead_letters::{Collected, Entry, Keep, collect};
 
 use super::flags::ListFlags;
-use super::{Failed, Session, print};
+use super::{Connected, Failed, print};
 use crate::exit;
 
 const HEAD: [&str; 9] =
     ["PLACE", "AGE", "CLASS", "METHOD", "KEY", "CORRELATION ID", "OUTCOME", "BESIDE", "REASON"];
 
 /// Prints the letters that the flags ask for.
-pub(super) async fn run(session: &Session, flags: &ListFlags) -> Result<ExitCode, Failed> {
-    let filter = flags.filter.filter(&[], session.now_ms)?;
+pub(super) async fn run(connected: &Connected, flags: &ListFlags) -> Result<ExitCode, Failed> {
+    let filter = flags.filter.filter(&[], connected.now_ms)?;
     let keep = Keep::Newest(flags.limit as usize);
-    let found = collect(&session.cluster, &session.topic, &filter, keep, session.deadline).await?;
+    let found = collect(&connected.cluster, &connected.topic, &filter, keep, connected.deadline).await?;
     let text = match flags.json {
         true => found
             .entries
             .iter()
-            .map(|entry| format!("{}\n", print::to_json(&session.topic.name, entry)))
+            .map(|entry| format!("{}\n", print::to_json(&connected.topic.name, entry)))
             .collect::<String>(),
-        false => render(session, &found),
+        false => render(connected, &found),
     };
     // A reader that has gone, as in `list | head`, is no failure.
     let _ = std::io::stdout().write_all(text.as_bytes());
     if found.more > 0 {
         eprintln!("antiphon: {} more; --limit shows more of them", found.more);
     }
-    match session.report(&found.scan) {
+    match connected.report(&found.scan) {
         true => Ok(ExitCode::SUCCESS),
         false => Ok(exit::UNAVAILABLE.into()),
     }
 }
 
-fn render(session: &Session, found: &Collected) -> String {
+fn render(connected: &Connected, found: &Collected) -> String {
     let mut rows = vec![HEAD.map(str::to_owned).to_vec()];
-    rows.extend(found.entries.iter().map(|entry| row(entry, session.now_ms)));
+    rows.extend(found.entries.iter().map(|entry| row(entry, connected.now_ms)));
     let done = found
         .entries
         .iter()
@@ -48,7 +48,7 @@ fn render(session: &Session, found: &Collected) -> String {
         done => format!(", {done} of them done all the same"),
     };
     let letters = print::count(found.entries.len() as u64, "dead letter");
-    format!("{}\n{letters} on {}{done}\n", print::table(&rows), session.topic.name)
+    format!("{}\n{letters} on {}{done}\n", print::table(&rows), connected.topic.name)
 }
 
 fn row(Entry { letter, beside }: &Entry, now_ms: i64) -> Vec<String> {

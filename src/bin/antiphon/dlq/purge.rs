@@ -5,26 +5,26 @@ use std::process::ExitCode;
 use antiphon::dead_letters::{Before, parse_when, plan_purge, purge};
 
 use super::flags::PurgeFlags;
-use super::{Failed, Session, print};
+use super::{Connected, Failed, print};
 use crate::exit;
 
 /// Throws away what lies before the place that the flags name.
-pub(super) async fn run(session: &Session, flags: &PurgeFlags) -> Result<ExitCode, Failed> {
-    if !session.is_for_dead_letters() && !flags.any_topic {
+pub(super) async fn run(connected: &Connected, flags: &PurgeFlags) -> Result<ExitCode, Failed> {
+    if !connected.is_for_dead_letters() && !flags.any_topic {
         let what = format!(
             "{} is not known to hold dead letters; --any-topic purges it all the same",
-            session.topic.name
+            connected.topic.name
         );
         return Err(Failed::usage(what));
     }
-    let before = before(&flags.before, session.now_ms)?;
+    let before = before(&flags.before, connected.now_ms)?;
     let plan =
-        plan_purge(&session.cluster, &session.topic, flags.partition, before, session.deadline).await?;
+        plan_purge(&connected.cluster, &connected.topic, flags.partition, before, connected.deadline).await?;
     let real = flags.yes && !flags.dry_run;
     let (mut total, mut failed) = (0, 0);
     for part in &plan {
-        let is_whole = session.report(&part.scan);
-        let range = format!("{}/{}: {} to {}", session.topic.name, part.partition, part.start, part.before);
+        let is_whole = connected.report(&part.scan);
+        let range = format!("{}/{}: {} to {}", connected.topic.name, part.partition, part.start, part.before);
         let count = print::count(part.offsets().unsigned_abs(), "record");
         if !real || part.offsets() <= 0 {
             println!("{range}, {count}");
@@ -32,7 +32,7 @@ pub(super) async fn run(session: &Session, flags: &PurgeFlags) -> Result<ExitCod
             failed += u32::from(!is_whole);
             continue;
         }
-        match purge(&session.cluster, &session.topic, part).await {
+        match purge(&connected.cluster, &connected.topic, part).await {
             Ok(()) => {
                 println!("{range}, {count} gone");
                 total += part.offsets();

@@ -11,7 +11,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::flags::ReplayFlags;
-use super::{Failed, Session, print};
+use super::{Connected, Failed, print};
 use crate::exit;
 
 /// What became of the letters.
@@ -35,15 +35,15 @@ impl Tally {
 }
 
 /// Sends the requests that the flags ask for once more.
-pub(super) async fn run(session: &Session, flags: &ReplayFlags) -> Result<ExitCode, Failed> {
-    let filter = flags.filter.filter(&flags.which, session.now_ms)?;
+pub(super) async fn run(connected: &Connected, flags: &ReplayFlags) -> Result<ExitCode, Failed> {
+    let filter = flags.filter.filter(&flags.which, connected.now_ms)?;
     if filter.is_empty() && !flags.all {
         return Err(Failed::usage("which ones? Name places or correlation ids, set a filter, or say --all"));
     }
     let keep = Keep::Oldest(flags.limit as usize);
-    let mut found = collect(&session.cluster, &session.topic, &filter, keep, session.deadline).await?;
+    let mut found = collect(&connected.cluster, &connected.topic, &filter, keep, connected.deadline).await?;
     found.in_original_order();
-    let whole = session.report(&found.scan);
+    let whole = connected.report(&found.scan);
     if !whole {
         // A late reply may lie where nothing was read.
         let what = "nothing was sent: what was not read may tell that a request was carried out";
@@ -56,9 +56,9 @@ pub(super) async fn run(session: &Session, flags: &ReplayFlags) -> Result<ExitCo
         even_if_done: flags.even_if_done,
         again: flags.again,
         deadline: flags.deadline,
-        compression: Some(session.compression),
+        compression: Some(connected.compression),
     };
-    let replayer = Replayer::new(&session.cluster, &session.topics, options);
+    let replayer = Replayer::new(&connected.cluster, &connected.topics, options);
     let willing =
         found.entries.iter().filter(|entry| replayer.judge(&entry.letter, &entry.beside).is_ok()).count();
     if !flags.dry_run && !flags.yes && (willing > 1 || std::io::stdin().is_terminal()) {
@@ -67,13 +67,13 @@ pub(super) async fn run(session: &Session, flags: &ReplayFlags) -> Result<ExitCo
             "{requests} would be sent; --dry-run shows them, --yes sends them"
         )));
     }
-    let mut run = Run { session, flags, replayer, tally: Tally::default() };
+    let mut run = Run { connected, flags, replayer, tally: Tally::default() };
     run.all(&found).await;
     Ok(run.summary())
 }
 
 struct Run<'a> {
-    session: &'a Session,
+    connected: &'a Connected,
     flags: &'a ReplayFlags,
     replayer: Replayer<'a>,
     tally: Tally,
@@ -117,14 +117,16 @@ impl Run<'_> {
         let refused = |what: String| ("refused", what);
         let prepared = match self.replayer.judge(&entry.letter, &entry.beside) {
             Err(refusal) => Err(refused(refusal.to_string())),
-            Ok(()) => match fetch_one(&self.session.cluster, &self.session.topic, entry.letter.place).await {
-                Ok(Some(whole)) => {
-                    let prepared = self.replayer.prepare(&whole, &entry.beside);
-                    prepared.map_err(|refusal| refused(refusal.to_string()))
+            Ok(()) => {
+                match fetch_one(&self.connected.cluster, &self.connected.topic, entry.letter.place).await {
+                    Ok(Some(whole)) => {
+                        let prepared = self.replayer.prepare(&whole, &entry.beside);
+                        prepared.map_err(|refusal| refused(refusal.to_string()))
+                    }
+                    Ok(None) => Err(("failed", "it is not there any more".to_owned())),
+                    Err(error) => Err(("failed", error.to_string())),
                 }
-                Ok(None) => Err(("failed", "it is not there any more".to_owned())),
-                Err(error) => Err(("failed", error.to_string())),
-            },
+            }
         };
         let prepared = match prepared {
             Ok(prepared) => prepared,
@@ -166,7 +168,7 @@ impl Run<'_> {
         if matches!(sent, Sent::NotSent(_)) {
             return;
         }
-        let noted = self.replayer.note(&self.session.topic, &entry.letter, prepared, &sent).await;
+        let noted = self.replayer.note(&self.connected.topic, &entry.letter, prepared, &sent).await;
         if let Sent::NotSent(why) | Sent::Unknown(why) = noted {
             let place = entry.letter.place;
             bar.suspend(|| eprintln!("antiphon: the replay of {place} could not be noted beside it: {why}"));
@@ -209,7 +211,7 @@ impl Run<'_> {
         let mut parts = vec![format!("{sent} {word}"), format!("{refused} refused")];
         let others = [(unknown, "unknown"), (failed, "failed"), (left, "left when interrupted")];
         parts.extend(others.iter().filter(|(n, _)| *n > 0).map(|(n, word)| format!("{n} {word}")));
-        eprintln!("antiphon: {} on {}", parts.join(", "), self.session.topic.name);
+        eprintln!("antiphon: {} on {}", parts.join(", "), self.connected.topic.name);
         self.tally.code()
     }
 }

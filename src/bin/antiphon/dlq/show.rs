@@ -8,29 +8,29 @@ use base64::Engine as _;
 use serde_json::{Value, json};
 
 use super::flags::ShowFlags;
-use super::{Failed, Session, print};
+use super::{Connected, Failed, print};
 use crate::exit;
 
 /// Bytes of a value that are shown.
 const VALUE_BYTES_SHOWN: usize = 1_024;
 
 /// Prints one letter, and its late reply.
-pub(super) async fn run(session: &Session, flags: &ShowFlags) -> Result<ExitCode, Failed> {
-    let Some((entry, late)) = find(session, &flags.which).await? else {
-        let what = format!("there is no dead letter {} on {}", flags.which, session.topic.name);
+pub(super) async fn run(connected: &Connected, flags: &ShowFlags) -> Result<ExitCode, Failed> {
+    let Some((entry, late)) = find(connected, &flags.which).await? else {
+        let what = format!("there is no dead letter {} on {}", flags.which, connected.topic.name);
         return Err(Failed(what, exit::DATA));
     };
     let text = match flags.json {
-        true => format!("{}\n", as_json(session, &entry, late.as_ref())),
-        false => as_text(session, &entry, late.as_ref()),
+        true => format!("{}\n", as_json(connected, &entry, late.as_ref())),
+        false => as_text(connected, &entry, late.as_ref()),
     };
     let _ = std::io::stdout().write_all(text.as_bytes());
     Ok(ExitCode::SUCCESS)
 }
 
 /// The letter with its value, and the late reply with its own.
-async fn find(session: &Session, which: &str) -> Result<Option<(Entry, Option<Letter>)>, Failed> {
-    let (cluster, topic) = (&session.cluster, &session.topic);
+async fn find(connected: &Connected, which: &str) -> Result<Option<(Entry, Option<Letter>)>, Failed> {
+    let (cluster, topic) = (&connected.cluster, &connected.topic);
     let mut filter = Filter::default();
     let named = match which.parse::<Place>() {
         Ok(place) => match fetch_one(cluster, topic, place).await? {
@@ -48,8 +48,8 @@ async fn find(session: &Session, which: &str) -> Result<Option<(Entry, Option<Le
         }
         None => filter.correlation_ids = vec![which.to_owned()],
     }
-    let mut found = collect(cluster, topic, &filter, Keep::Oldest(1), session.deadline).await?;
-    session.report(&found.scan);
+    let mut found = collect(cluster, topic, &filter, Keep::Oldest(1), connected.deadline).await?;
+    connected.report(&found.scan);
     let entry = match (found.entries.pop(), named) {
         (Some(entry), Some(letter)) => Entry { letter, beside: entry.beside },
         (None, Some(letter)) => Entry { letter, beside: Default::default() },
@@ -66,7 +66,7 @@ async fn find(session: &Session, which: &str) -> Result<Option<(Entry, Option<Le
     Ok(Some((entry, late)))
 }
 
-fn as_text(session: &Session, entry: &Entry, late: Option<&Letter>) -> String {
+fn as_text(connected: &Connected, entry: &Entry, late: Option<&Letter>) -> String {
     let Entry { letter, beside } = entry;
     let mut rows = Vec::new();
     let mut put = |name: &str, value: Option<String>| {
@@ -75,10 +75,10 @@ fn as_text(session: &Session, entry: &Entry, late: Option<&Letter>) -> String {
         }
     };
     let failed_at = letter.failed_at_ms();
-    put("place", Some(format!("{}/{}", session.topic.name, letter.place)));
+    put("place", Some(format!("{}/{}", connected.topic.name, letter.place)));
     put(
         "failed",
-        Some(format!("{} ({} ago)", print::timestamp(failed_at), print::age(session.now_ms - failed_at))),
+        Some(format!("{} ({} ago)", print::timestamp(failed_at), print::age(connected.now_ms - failed_at))),
     );
     put("class", letter.class().map(|class| class.to_string()));
     put("reason", letter.reason().map(Into::into));
@@ -96,7 +96,7 @@ fn as_text(session: &Session, entry: &Entry, late: Option<&Letter>) -> String {
     );
     put("beside it", Some(print::beside(beside)).filter(|text| text != "-"));
     let mut text = print::table(&rows);
-    text.push_str(&content(session, letter, letter, false));
+    text.push_str(&content(connected, letter, letter, false));
     if let (Some(late), Some(summary)) = (late, &beside.late_reply) {
         text.push_str(&format!("\nlate reply at {}: {}", late.place, print::status_name(summary)));
         let message = summary.status.as_ref().err().unwrap_or(&summary.message);
@@ -104,13 +104,13 @@ fn as_text(session: &Session, entry: &Entry, late: Option<&Letter>) -> String {
             text.push_str(&format!(": {}", print::tame(message)));
         }
         text.push('\n');
-        text.push_str(&content(session, late, letter, true));
+        text.push_str(&content(connected, late, letter, true));
     }
     text
 }
 
 /// Headers and value of a record.
-fn content(session: &Session, record: &Letter, request: &Letter, is_reply: bool) -> String {
+fn content(connected: &Connected, record: &Letter, request: &Letter, is_reply: bool) -> String {
     let mut lines = vec!["headers".to_owned()];
     for (name, value) in &record.record.headers {
         lines.push(format!("  {}: {}", print::tame(name), print::header_value(value)));
@@ -124,7 +124,7 @@ fn content(session: &Session, record: &Letter, request: &Letter, is_reply: bool)
             );
         }
     }
-    if let Some((kind, decoded)) = decoded(session, record, request, is_reply) {
+    if let Some((kind, decoded)) = decoded(connected, record, request, is_reply) {
         match decoded {
             Ok(json) => {
                 lines.push(format!("decoded, {kind}"));
@@ -139,27 +139,27 @@ fn content(session: &Session, record: &Letter, request: &Letter, is_reply: bool)
 type Decoded = Option<(String, Result<Value, String>)>;
 
 /// A late reply has no method; its request's is meant.
-fn decoded(session: &Session, record: &Letter, request: &Letter, is_reply: bool) -> Decoded {
+fn decoded(connected: &Connected, record: &Letter, request: &Letter, is_reply: bool) -> Decoded {
     let value = record.record.value.as_ref()?;
     let failed = is_reply && record.text("grpc-status").is_some_and(|status| status != "0");
     if failed {
         return None;
     }
-    print::decode(session.routes.as_ref(), &request.method()?, value, is_reply)
+    print::decode(connected.routes.as_ref(), &request.method()?, value, is_reply)
 }
 
-fn as_json(session: &Session, entry: &Entry, late: Option<&Letter>) -> Value {
-    let mut json = print::to_json(&session.topic.name, entry);
+fn as_json(connected: &Connected, entry: &Entry, late: Option<&Letter>) -> Value {
+    let mut json = print::to_json(&connected.topic.name, entry);
     json["headers"] = headers(&entry.letter);
     json["value"] = value(&entry.letter);
-    if let Some((kind, Ok(message))) = decoded(session, &entry.letter, &entry.letter, false) {
+    if let Some((kind, Ok(message))) = decoded(connected, &entry.letter, &entry.letter, false) {
         json["message_type"] = kind.into();
         json["message"] = message;
     }
     if let Some(late) = late {
         json["late_reply"]["headers"] = headers(late);
         json["late_reply"]["value"] = value(late);
-        if let Some((kind, Ok(message))) = decoded(session, late, &entry.letter, true) {
+        if let Some((kind, Ok(message))) = decoded(connected, late, &entry.letter, true) {
             json["late_reply"]["message_type"] = kind.into();
             json["late_reply"]["decoded"] = message;
         }
