@@ -173,6 +173,9 @@ impl Stage {
         sleep(CALM).await;
         self.await_ready("after all trouble", REVIEW_INTERVAL).await;
         self.probe(&callers).await;
+        // A worker may be faster than the acknowledgement, and until that comes
+        // the lane holds the request.
+        sleep(CALM).await;
         self.expect_nothing_left();
     }
 
