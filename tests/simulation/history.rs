@@ -2,6 +2,7 @@
 //! how their calls ended, the cluster what has been appended.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ pub(crate) struct History {
     pub(crate) attempts: Vec<Attempt>,
     pub(crate) violations: Vec<String>,
     /// Connections for requests that the broker refused for good.
-    pub(crate) refused_connects: usize,
+    pub(crate) refused_connects: Vec<RefusedConnect>,
     /// What the reply readers made of what they read.
     pub(crate) reply_kinds: BTreeMap<&'static str, u64>,
     /// Calls that have entered a lane.
@@ -73,6 +74,13 @@ pub(crate) struct Attempt {
     pub(crate) to: Option<Duration>,
     /// Whether the writer could tell what came of it.
     pub(crate) certain: bool,
+}
+
+/// One attempt to connect that the broker refused for good.
+#[derive(Debug)]
+pub(crate) struct RefusedConnect {
+    pub(crate) topic: String,
+    pub(crate) time: RangeInclusive<Duration>,
 }
 
 /// One record on the reply topic that ends a call, if it is read.

@@ -9,7 +9,7 @@ use prost::Message as _;
 
 use crate::callers::repeatable;
 use crate::faults::Plan;
-use crate::history::{CallEntry, End, History};
+use crate::history::{CallEntry, End, History, RefusedConnect};
 use crate::messages;
 use crate::workers::WORKED_ON;
 
@@ -36,7 +36,7 @@ pub(crate) fn check(history: &mut History, plan: &Plan) {
         ];
         wrong.extend(checks.into_iter().filter_map(Result::err).map(said));
     }
-    wrong.extend(connections_are_not_forced(history, plan));
+    wrong.extend(connections_are_not_forced(history));
     wrong.extend(ids_are_unique(history));
     wrong.extend(keys_keep_their_order(history));
     history.violations.extend(wrong);
@@ -137,17 +137,27 @@ fn fails_for_its_own_sake(history: &History, plan: &Plan, number: usize, call: &
     if mine { Ok(()) } else { Err(format!("was never sent alone, and failed: {why}")) }
 }
 
-/// A connection that is refused is refused once for all who wait for it.
-fn connections_are_not_forced(history: &History, plan: &Plan) -> Option<String> {
-    let given_up = |call: &&CallEntry| {
-        let Some((ended, end)) = &call.ended else { return false };
-        call.entered.is_some()
-            && !matches!(end, End::Answered(_))
-            && plan.forbids(&call.route.request_topic, call.issued, *ended)
+/// A refused connection ends all who wait for it, so that it is not forced
+/// once for each of them. Only a request that may be in the log already, and
+/// was to be sent again, goes on waiting for its reply.
+fn connections_are_not_forced(history: &History) -> Option<String> {
+    let doubtful = |number: usize, time: &Duration| {
+        let mut attempts = history.attempts.iter().filter(|attempt| attempt.to.is_some_and(|to| to <= *time));
+        attempts.any(|attempt| !attempt.certain && attempt.calls.contains(&number))
     };
-    let (refused, ended) = (history.refused_connects, history.calls.iter().filter(given_up).count());
-    let what = || format!("{refused} connections were refused for the sake of {ended} calls");
-    (refused > ended).then(what)
+    let accounts_for = |refused: &RefusedConnect, number: usize, call: &CallEntry| {
+        let Some((ended, _)) = &call.ended else { return false };
+        let goes_on =
+            ended >= refused.time.end() && repeatable(&call.route) && doubtful(number, refused.time.start());
+        call.entered.is_some()
+            && *call.route.request_topic == refused.topic
+            && (refused.time.contains(ended) || goes_on)
+    };
+    let forced = history.refused_connects.iter().find(|refused| {
+        let mut calls = history.calls.iter().enumerate();
+        !calls.any(|(number, call)| accounts_for(refused, number, call))
+    })?;
+    Some(format!("nobody's call ended with a connection that was refused: {forced:?}"))
 }
 
 fn is_at(trace: &Trace, topic: &str, partition: i32, offset: i64) -> bool {

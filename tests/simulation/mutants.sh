@@ -13,7 +13,7 @@ repository=$(cd "$(dirname "$0")/../.." && pwd)
 # Within the target folder, at one place, so that builds are reused.
 tree=$repository/target/mutants
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$repository/target}
-export SIM_SEEDS=${SIM_SEEDS:-300}
+export SIM_SEEDS=${SIM_SEEDS:-1000}
 wanted=${1:-}
 caught=0 missed=()
 

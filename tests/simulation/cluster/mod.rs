@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::faults::{Plan, Trouble, Window};
-use crate::history::{Append, Attempt, History, ReplyEntry};
+use crate::history::{Append, Attempt, History, RefusedConnect, ReplyEntry};
 use crate::{invariants, messages};
 use clients::Place;
 
@@ -272,6 +272,7 @@ impl SimCluster {
     }
 
     async fn connect(&self, topic: &str, partition: i32) -> Result<u64, ClusterError> {
+        let from = self.now();
         self.latency().await;
         let hang = self.state().left_of(topic, Trouble::ConnectHangs);
         if let Some(left) = hang {
@@ -284,7 +285,10 @@ impl SimCluster {
             return Err(ClusterError::Unreachable("connection refused".to_owned()));
         }
         if state.has(topic, Trouble::Forbidden) {
-            state.history.refused_connects += usize::from(topic != REPLIES);
+            if topic != REPLIES {
+                let refused = RefusedConnect { topic: topic.to_owned(), time: from..=state.now() };
+                state.history.refused_connects.push(refused);
+            }
             return Err(ClusterError::Refused("not authorised".to_owned()));
         }
         state
