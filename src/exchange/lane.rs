@@ -331,10 +331,16 @@ impl Lane {
     }
 }
 
-async fn send(writer: &mut dyn PartitionWriter, batch: &[Parcel]) -> Result<Option<i64>, ProduceError> {
-    let records: Vec<Record> = batch.iter().map(|parcel| parcel.record.clone()).collect();
+/// The records are lent to the writer as they are, since to clone them costs an
+/// allocation each.
+async fn send(writer: &mut dyn PartitionWriter, batch: &mut [Parcel]) -> Result<Option<i64>, ProduceError> {
+    let records: Vec<Record> = batch.iter_mut().map(|parcel| std::mem::take(&mut parcel.record)).collect();
     let compression = batch.first().map_or(Compression::None, |parcel| parcel.compression);
-    writer.produce(&records, compression).await.map(|appended| appended.base_offset)
+    let produced = writer.produce(&records, compression).await;
+    for (parcel, record) in batch.iter_mut().zip(records) {
+        parcel.record = record;
+    }
+    produced.map(|appended| appended.base_offset)
 }
 
 fn error_text(wait: Duration) -> String {

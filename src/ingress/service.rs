@@ -78,7 +78,7 @@ impl Service {
         reflection: Option<Reflection>,
     ) -> Self {
         let allowed = Allowed::new(&config.metadata_forward, &config.metadata_return);
-        let unary = Unary::new(exchange, allowed, config.message_bytes_max);
+        let unary = Unary::new(exchange, &routes, allowed, config.message_bytes_max);
         Self { inner: Arc::new(Inner { routes, unary, health: health.server(), reflection }) }
     }
 }

@@ -1,6 +1,6 @@
 //! One unary call, from HTTP request to HTTP response.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use http::{HeaderMap, HeaderValue, Request, Response, header};
 use hyper::body::Incoming;
@@ -14,8 +14,8 @@ use super::metadata::Allowed;
 use super::status;
 use crate::deadline::{Deadline, parse_grpc_timeout};
 use crate::exchange::{Answer, Exchange, Failure, Outcome, Request as Call, Trace, Why};
-use crate::metrics::{CallLabels, Metrics};
-use crate::route::Route;
+use crate::metrics::{CallLabels, Counter, Metrics};
+use crate::route::{Route, RouteTable};
 
 const GRPC_TIMEOUT: &str = "grpc-timeout";
 const GRPC_ENCODING: &str = "grpc-encoding";
@@ -28,18 +28,27 @@ pub(super) struct Unary {
     exchange: Arc<Exchange>,
     allowed: Allowed,
     message_bytes_max: usize,
+    /// By `Route::index`: the counter of successes, which is looked up once.
+    succeeded: Box<[OnceLock<Counter>]>,
 }
 
 impl Unary {
-    pub(super) fn new(exchange: Arc<Exchange>, allowed: Allowed, message_bytes_max: usize) -> Self {
-        Self { exchange, allowed, message_bytes_max }
+    pub(super) fn new(
+        exchange: Arc<Exchange>,
+        routes: &RouteTable,
+        allowed: Allowed,
+        message_bytes_max: usize,
+    ) -> Self {
+        let succeeded = routes.routes().iter().map(|_| OnceLock::new()).collect();
+        Self { exchange, allowed, message_bytes_max, succeeded }
     }
 
     pub(super) async fn answer(&self, route: &Arc<Route>, request: Request<Incoming>) -> Response<Body> {
         if !is_grpc(request.headers()) {
             return not_grpc();
         }
-        let end = CountOnDrop { metrics: self.exchange.metrics(), route, code: Code::Cancelled };
+        let succeeded = self.succeeded.get(route.index);
+        let end = CountOnDrop { metrics: self.exchange.metrics(), succeeded, route, code: Code::Cancelled };
         let compression = wanted_compression(request.headers());
         match self.call(route, request).await {
             Ok(answer) => self.respond(answer, compression, end),
@@ -181,14 +190,25 @@ fn log_failure(route: &Route, failure: &Failure) {
 /// this with it, before there is another code.
 struct CountOnDrop<'a> {
     metrics: &'a Metrics,
+    /// The route's counter of successes, once there was one.
+    succeeded: Option<&'a OnceLock<Counter>>,
     route: &'a Route,
     code: Code,
 }
 
+impl CountOnDrop<'_> {
+    fn look_up(&self) -> Counter {
+        let labels = CallLabels { method: Arc::clone(&self.route.path), code: code_name(self.code) };
+        self.metrics.calls.get_or_create_owned(&labels)
+    }
+}
+
 impl Drop for CountOnDrop<'_> {
     fn drop(&mut self) {
-        let labels = CallLabels { method: self.route.path.to_string(), code: code_name(self.code) };
-        self.metrics.calls.get_or_create(&labels).inc();
+        match (self.code, self.succeeded) {
+            (Code::Ok, Some(succeeded)) => succeeded.get_or_init(|| self.look_up()).inc(),
+            _ => self.look_up().inc(),
+        };
     }
 }
 
