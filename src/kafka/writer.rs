@@ -86,8 +86,12 @@ fn judge(error: &ClientError, waited: bool) -> ProduceError {
 fn judge_answer(code: ProtocolError, line: String) -> ProduceError {
     use ProtocolError as E;
     match code {
-        // Appended to the leader at least, or nobody can tell.
-        E::RequestTimedOut
+        // Appended to the leader at least, or nobody can tell. The leader that
+        // loses its office while an appended batch waits for its replicas says
+        // NotLeaderOrFollower, too, and its successor may have the batch: seen
+        // in a rolling restart, where repeating it charged orders twice.
+        E::NotLeaderOrFollower
+        | E::RequestTimedOut
         | E::NotEnoughReplicasAfterAppend
         | E::KafkaStorageError
         | E::NetworkException
@@ -96,7 +100,6 @@ fn judge_answer(code: ProtocolError, line: String) -> ProduceError {
         E::MessageTooLarge | E::RecordListTooLarge => ProduceError::TooLarge,
         // Checked before anything is appended; may be different in a moment.
         E::LeaderNotAvailable
-        | E::NotLeaderOrFollower
         | E::BrokerNotAvailable
         | E::ReplicaNotAvailable
         | E::NotEnoughReplicas
@@ -132,5 +135,18 @@ fn to_rskafka_compression(compression: Compression) -> RskafkaCompression {
         Compression::Snappy => RskafkaCompression::Snappy,
         Compression::Lz4 => RskafkaCompression::Lz4,
         Compression::Zstd => RskafkaCompression::Zstd,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leader_that_steps_down_may_have_appended() {
+        let judged = judge_answer(ProtocolError::NotLeaderOrFollower, String::new());
+        assert!(matches!(judged, ProduceError::Unknown(_)));
+        let judged = judge_answer(ProtocolError::NotEnoughReplicas, String::new());
+        assert!(matches!(judged, ProduceError::NotSent(_)));
     }
 }
