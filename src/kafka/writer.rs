@@ -113,7 +113,8 @@ fn judge_answer(code: ProtocolError, line: String) -> ProduceError {
     match code {
         // Appended to the leader at least, or nobody can tell. A leader that
         // is deposed while it waits for its followers answers the same as one
-        // that never was: `DelayedProduce` of Kafka's broker.
+        // that never was (`DelayedProduce` of Kafka's broker): taking that for
+        // a proof put nine payments into the log twice in one rolling restart.
         E::RequestTimedOut
         | E::NotLeaderOrFollower
         | E::ReplicaNotAvailable
@@ -159,5 +160,18 @@ fn to_rskafka_compression(compression: Compression) -> RskafkaCompression {
         Compression::Snappy => RskafkaCompression::Snappy,
         Compression::Lz4 => RskafkaCompression::Lz4,
         Compression::Zstd => RskafkaCompression::Zstd,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leader_that_steps_down_may_have_appended() {
+        let judged = judge_answer(ProtocolError::NotLeaderOrFollower, String::new());
+        assert!(matches!(judged, ProduceError::Unknown(_)));
+        let judged = judge_answer(ProtocolError::NotEnoughReplicas, String::new());
+        assert!(matches!(judged, ProduceError::NotSent(_)));
     }
 }

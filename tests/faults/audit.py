@@ -94,10 +94,9 @@ def read_requests(bootstrap, topics):
     found = Requests()
     reader = consumer(bootstrap, **{"socket.timeout.ms": 10_000})
     try:
-        known = reader.list_topics(timeout=20).topics
         left = {}
-        for topic in topics:
-            for partition in known[topic].partitions:
+        for topic, partitions in topics.items():
+            for partition in partitions:
                 place = TopicPartition(topic, partition, OFFSET_BEGINNING)
                 _, end = reader.get_watermark_offsets(place, timeout=20)
                 if end > 0:

@@ -77,12 +77,17 @@ class Cluster:
         wait_until(lambda: set(TOPICS) <= self.topics().keys(), 20, "the new topics are there")
         self.wait_whole()
 
+    def partitions(self, topic):
+        """By number. Brokers hear of a new topic one after the other."""
+        known = wait_until(lambda: self.topics().get(topic), 20, f"topic {topic} is there")
+        return known.partitions
+
     def leader(self, topic, partition):
-        return self.topics()[topic].partitions[partition].leader
+        return self.partitions(topic)[partition].leader
 
     def controller(self):
         """The active one; metadata would name any broker."""
-        words = self.kafka("tool", "metadata-quorum", "describe", "--status")
+        words = self.kafka("tool", "metadata-quorum", "--bootstrap-server", self.bootstrap, "describe", "--status")
         return int(re.search(r"^LeaderId:\s+(\d+)", words, re.MULTILINE)[1])
 
     # ---- repair ----
@@ -90,7 +95,7 @@ class Cluster:
     def repair(self):
         if self.proxy is not None:
             self.proxy.heal()
-        self.kafka("start", "--brokers", str(self.brokers))
+        self.kafka("revive")
         self.wait_whole()
 
     def wait_whole(self):

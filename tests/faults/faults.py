@@ -33,7 +33,7 @@ class KillBroker(Row):
 
     def fault(self):
         controller = self.cluster.controller()
-        partitions = self.cluster.topics()[self.gateway.reply_topic].partitions.values()
+        partitions = self.cluster.partitions(self.gateway.reply_topic).values()
         leaders = [p.leader for p in partitions if p.leader != controller]
         victim = leaders[0] if leaders else next(n for n in self.cluster.ports if n != controller)
         self.begin()
@@ -88,7 +88,7 @@ class AllDown(Row):
         for number in self.cluster.ports:
             self.cluster.kafka("kill", str(number))
         self.hold(pick(15, 60, self.options))
-        self.cluster.kafka("start")
+        self.cluster.kafka("revive")
         self.end()
         self.hold(5)
 

@@ -124,7 +124,7 @@ class Row:
         gateway = Gateway(self.folder, self.options.antiphon, bootstrap, self.options.deadline, name, port)
         self.children.append(gateway)
         gateway.wait_ready()
-        partitions = len(self.cluster.topics()[gateway.reply_topic].partitions)
+        partitions = len(self.cluster.partitions(gateway.reply_topic))
         self.audits.append(ReplyAudit(bootstrap, gateway.reply_topic, partitions))
         return gateway
 
@@ -136,8 +136,7 @@ class Row:
         ]
         self.workers += fresh
         self.children += fresh
-        known = self.cluster.topics()
-        total = sum(len(known[topic].partitions) for topic in self.worker_topics)
+        total = sum(len(self.cluster.partitions(topic)) for topic in self.worker_topics)
 
         def shared_out():
             held = [worker.assigned() for worker in self.workers]
@@ -183,6 +182,7 @@ class Row:
             load.finish(self.options.deadline + self.retry_seconds + 30)
         wait_until(self.gateway.readiness.ready, 60, "the gateway is ready again")
         time.sleep(1)  # The workers write their last lines.
+        self.cluster.repair()  # What is read back must be all there is.
         for worker in self.workers:
             if not worker.alive() and worker.child.returncode != -9:
                 self.remarks.append(f"{worker.name} ended with {worker.child.returncode}")
@@ -289,7 +289,7 @@ class Row:
         self.folder.rmdir()
 
     def requests(self):
-        return read_requests(self.cluster.bootstrap, TOPICS)
+        return read_requests(self.cluster.bootstrap, {topic: self.cluster.partitions(topic) for topic in TOPICS})
 
 
 def worker_lines(worker):
