@@ -34,6 +34,11 @@ e2e *ARGS:
     cargo build --release --locked
     python3 tests/e2e/run.py --antiphon target/release/antiphon {{ARGS}}
 
+# Gateway, Kafka alone and gRPC alone on Apache Kafka; writes bench/RESULTS.md.
+bench *ARGS:
+    cargo build --release --locked
+    scripts/bench {{ARGS}}
+
 # All that CI does.
 ci:
     bash .ci/run
