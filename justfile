@@ -38,6 +38,11 @@ e2e *ARGS:
 fuzz SECONDS="60" *TARGETS:
     scripts/fuzz {{SECONDS}} {{TARGETS}}
 
+# Gateway, Kafka alone and gRPC alone on Apache Kafka; writes bench/RESULTS.md.
+bench *ARGS:
+    cargo build --release --locked
+    scripts/bench {{ARGS}}
+
 # All that CI does.
 ci:
     bash .ci/run

@@ -37,7 +37,8 @@ impl Reader {
         let wait_ms = i32::try_from(wait.as_millis()).unwrap_or(i32::MAX);
         let limit = wait + Duration::from_millis(limits::FETCH_GRACE_MS);
         let asked_at = Instant::now();
-        let request = self.client.fetch_records(offset, 1..limits::FETCH_BYTES_MAX, wait_ms);
+        // Large, as in `writer`.
+        let request = Box::pin(self.client.fetch_records(offset, 1..limits::FETCH_BYTES_MAX, wait_ms));
         let (records, high_watermark) = match timeout(limit, request).await {
             Ok(answer) => answer.map_err(|error| explain::fetch_error(&error))?,
             Err(_) => return Err(FetchError::Unreachable(format!("no answer within {limit:?}"))),

@@ -68,7 +68,8 @@ impl PartitionWriter for Writer {
         }
         let now = now();
         let batch = records.iter().map(|record| to_rskafka(record, now)).collect();
-        let request = self.client.produce(batch, to_rskafka_compression(compression));
+        // rskafka's future is large. In a box it is not copied into each of those around it.
+        let request = Box::pin(self.client.produce(batch, to_rskafka_compression(compression)));
         let watched = note_waiting(self.sentinel.watch(request));
         let produced = tokio::time::timeout(self.timeout, watched).await;
         self.last_used = Some(Instant::now());

@@ -1,5 +1,5 @@
 //! `antiphon serve`: a gateway until SIGTERM or SIGINT.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing is what this command is for")]
+#![allow(clippy::print_stderr, reason = "printing is what this command is for")]
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -96,7 +96,10 @@ pub(crate) fn could_not_start(error: &StartError) -> ExitCode {
 
 /// One line that programs can read: what was started, where.
 pub(crate) fn announce(gateway: &Gateway) {
-    println!(
+    // A reader that has gone, as in `serve | head -1`, is no failure.
+    let mut out = std::io::stdout();
+    let _ = writeln!(
+        out,
         "antiphon ready grpc={} admin={} routes={} reply_topic={} ready_ms={}",
         gateway.grpc_address(),
         gateway.admin_address(),
@@ -105,7 +108,7 @@ pub(crate) fn announce(gateway: &Gateway) {
         gateway.started_in().as_millis(),
     );
     // A pipe is not flushed line by line.
-    let _ = std::io::stdout().flush();
+    let _ = out.flush();
 }
 
 /// SIGTERM and SIGINT.
