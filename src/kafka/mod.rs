@@ -92,9 +92,9 @@ impl KafkaCluster {
     where
         F: Future<Output = Result<T, ClusterError>>,
     {
-        let client = match timeout(limit, self.client()).await {
+        let client = match timeout(self.timeout, self.client()).await {
             Ok(client) => client?,
-            Err(_) => return Err(self.connector.explain_silence(limit).await),
+            Err(_) => return Err(self.connector.explain_silence(self.timeout).await),
         };
         let answer = within(limit, request(Arc::clone(&client))).await;
         if matches!(answer, Err(ClusterError::Unreachable(_))) {
