@@ -466,12 +466,14 @@ async fn open_reply_path(
 ) -> Result<(), StartError> {
     let deadline = began + config.reply.start_timeout;
     let mut backoff = Backoff::default();
+    let mut last = None;
     loop {
         let left = deadline.saturating_duration_since(Instant::now()) + EXPLAIN_GRACE;
         let source = match timeout(left, try_open(config, instance, cluster)).await {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(error)) => error,
-            Err(_) => ClusterError::Unreachable("no answer".to_owned()),
+            // What the attempt before it met says more.
+            Err(_) => last.take().unwrap_or_else(|| ClusterError::Unreachable("no answer".to_owned())),
         };
         let refused = matches!(source, ClusterError::Refused(_));
         let pause = backoff.next_pause();
@@ -479,6 +481,7 @@ async fn open_reply_path(
             return Err(StartError::Kafka { servers: config.kafka.bootstrap_servers.join(","), source });
         }
         tracing::warn!(error = %source, "Kafka is not ready; trying again");
+        last = Some(source);
         sleep(pause).await;
     }
 }
@@ -487,6 +490,9 @@ async fn try_open(config: &Config, instance: &Instance, cluster: &KafkaCluster) 
     let topic = instance.reply_topic();
     let partitions = i32::try_from(config.shards).unwrap_or(1);
     let created = cluster.create_topic(topic, partitions, config.reply.replication_factor).await;
+    if let Err(ClusterError::Unreachable(_)) = created {
+        return created;
+    }
     instance.directory.refresh(cluster).await?;
     match (created, instance.directory.partitions(topic)) {
         // Left by an earlier life of an instance with a fixed name.
