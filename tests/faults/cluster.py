@@ -154,10 +154,12 @@ class Gateway(Process):
         self.readiness = Readiness(self.admin)
         return self
 
-    def metric(self, name):
+    def metric(self, name, labels=""):
+        """The sum of a metric's samples that have these labels."""
         with urllib.request.urlopen(f"http://{self.admin}/metrics", timeout=5) as answer:
             text = answer.read().decode()
-        return sum(float(v) for v in re.findall(rf"^{name}(?:\{{.*\}})? (\S+)", text, re.MULTILINE))
+        values = re.findall(rf"^{name}(?:\{{.*{labels}.*\}})? (\S+)", text, re.MULTILINE)
+        return sum(float(value) for value in values)
 
     def end(self):
         if self.readiness is not None:
