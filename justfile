@@ -34,6 +34,16 @@ e2e *ARGS:
     cargo build --release --locked
     python3 tests/e2e/run.py --antiphon target/release/antiphon {{ARGS}}
 
+# What breaks under load on three brokers, row by row; takes half an hour.
+faults *ARGS:
+    cargo build --release --locked
+    python3 tests/faults/run.py faults --antiphon target/release/antiphon {{ARGS}}
+
+# Whether a million calls, a third of them timed out, leave memory behind.
+memory *ARGS:
+    cargo build --release --locked
+    python3 tests/faults/run.py memory --antiphon target/release/antiphon {{ARGS}}
+
 # Each fuzz target for so many seconds.
 fuzz SECONDS="60" *TARGETS:
     scripts/fuzz {{SECONDS}} {{TARGETS}}
