@@ -212,6 +212,7 @@ impl Judge<'_> {
             reflection: value(part.reflection, |yes| yes, default.reflection),
             metadata_forward: value(part.metadata_forward, |names| names.0, default.metadata_forward),
             metadata_return: value(part.metadata_return, |names| names.0, default.metadata_return),
+            web_origins: value(part.web_origins, |origins| origins.0, default.web_origins),
             connections_max: self.within(
                 part.connections_max,
                 1,

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use super::kinds::{Bytes, Listen, LogFormat, Mechanism, MetadataNames, Pause, Servers, Time};
+use super::kinds::{Bytes, Listen, LogFormat, Mechanism, MetadataNames, Origins, Pause, Servers, Time};
 use super::layers::Layers;
 use super::raw::{Found, FromRaw, Paths, Term};
 use crate::kafka::config::Secret;
@@ -128,6 +128,10 @@ sections! {
         metadata_forward: MetadataNames = "",
         /// Reply headers that become response metadata.
         metadata_return: MetadataNames = "",
+        /// Origins, as https://app.example.com, whose pages may call by
+        /// gRPC-Web; * is every origin. With none, gRPC-Web and HTTP/1.1 are
+        /// off.
+        web_origins: Origins = "",
         /// Connections, process-wide; more are closed at once.
         connections_max: i64 = "10000",
         /// Streams that one connection may have open.

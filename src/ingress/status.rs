@@ -37,6 +37,17 @@ const OUTCOME: HeaderName = HeaderName::from_static("antiphon-outcome");
 const RECORD: HeaderName = HeaderName::from_static("antiphon-record");
 const CORRELATION_ID: HeaderName = HeaderName::from_static("antiphon-correlation-id");
 const IDEMPOTENCY: HeaderName = HeaderName::from_static("antiphon-idempotency");
+/// All trailers that a call can end with and a page may want to read.
+pub(super) const TRAILERS: [HeaderName; 8] = [
+    HeaderName::from_static("grpc-status"),
+    HeaderName::from_static("grpc-message"),
+    HeaderName::from_static("grpc-status-details-bin"),
+    OUTCOME,
+    RECORD,
+    CORRELATION_ID,
+    IDEMPOTENCY,
+    PUSHBACK,
+];
 const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
 /// What becomes of a call that ended without a worker's answer.

@@ -3,13 +3,12 @@
 use std::sync::{Arc, OnceLock};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
-use hyper::body::Incoming;
 use tokio::time::timeout_at;
 use tonic::body::Body;
 use tonic::codec::CompressionEncoding;
 use tonic::{Code, Status};
 
-use super::message::{read_one, unary_body};
+use super::message::{RequestBody, read_one, unary_body};
 use super::metadata::Allowed;
 use super::status;
 use crate::deadline::{Deadline, parse_grpc_timeout};
@@ -43,7 +42,11 @@ impl Unary {
         Self { exchange, allowed, message_bytes_max, succeeded }
     }
 
-    pub(super) async fn answer(&self, route: &Arc<Route>, request: Request<Incoming>) -> Response<Body> {
+    pub(super) async fn answer<B: RequestBody>(
+        &self,
+        route: &Arc<Route>,
+        request: Request<B>,
+    ) -> Response<Body> {
         if !is_grpc(request.headers()) {
             return not_grpc();
         }
@@ -56,7 +59,7 @@ impl Unary {
         }
     }
 
-    async fn call(&self, route: &Arc<Route>, request: Request<Incoming>) -> Result<Answer, Status> {
+    async fn call<B: RequestBody>(&self, route: &Arc<Route>, request: Request<B>) -> Result<Answer, Status> {
         let (head, body) = request.into_parts();
         let deadline = deadline(route, &head.headers)?;
         let encoding = request_encoding(&head.headers)?;

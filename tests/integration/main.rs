@@ -15,3 +15,4 @@ mod outcomes;
 mod poison;
 mod raw;
 mod records;
+mod web;

@@ -365,6 +365,12 @@ metadata_return = ["x tenant"]"#,
   hint: a metadata name is made of a-z, 0-9, '_', '-' and '.'"#,
     ),
     (
+        r#"[grpc]
+web_origins = ["https://app.example.com/"]"#,
+        r#"a.toml:2:16: grpc.web_origins: "https://app.example.com/" is no web origin
+  hint: an origin is https://HOST or http://HOST, with :PORT where needed, in lower case, without a path; or *"#,
+    ),
+    (
         "[grpc]
 connections_max = 0",
         "a.toml:2:19: grpc.connections_max: 0 is not within 1 to 1000000",
