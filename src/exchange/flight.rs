@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
@@ -21,9 +20,6 @@ use crate::transport::{Received, Record};
 
 /// A method that returns this has nothing to say, so a null value says it.
 const EMPTY: &str = "google.protobuf.Empty";
-
-/// A caller that goes away with less than this left has met its deadline.
-const CANCEL_IS_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// From the moment that a call's request is in its lane until it is over. One
 /// that is dropped before has lost its caller.
@@ -215,7 +211,7 @@ impl Drop for Flight {
         }
         // A client whose own deadline passes resets the stream at about the
         // moment in which ours does. That is a time-out, not a change of mind.
-        if self.deadline.left() <= CANCEL_IS_TIMEOUT {
+        if self.deadline.is_about_to_pass() {
             self.give_up();
             return;
         }
