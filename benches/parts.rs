@@ -94,6 +94,7 @@ fn request_headers(bencher: Bencher<'_, '_>) {
             deadline,
             key: Some(PAYMENT.1.slice(12..)),
             value: PAYMENT.1.clone(),
+            content_type: antiphon::message::PROTOBUF,
             metadata: Vec::new(),
         };
         parts.into_record()

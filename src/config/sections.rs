@@ -238,6 +238,28 @@ sections! {
         error_message: String = "",
     }
 
+    /// Schemas of messages, for the format confluent-protobuf.
+    SchemaRegistry in "schema_registry" {
+        /// Where it is, http or https, up to what is common to all paths of
+        /// Confluent's API; with Apicurio it ends with /apis/ccompat/v7.
+        url: String = "",
+        /// User name for basic authentication.
+        username: String = "",
+        /// Password for basic authentication. password_file keeps it out of
+        /// the configuration.
+        password: Secret = "",
+        /// File whose first line is the password.
+        password_file: PathBuf = "",
+        /// Register the schemas of requests, instead of using the latest of
+        /// their subjects. Default: true.
+        register: bool = "",
+        /// One question, with its answer. Default: 5s.
+        timeout: Time = "",
+        /// PEM certificates that the registry's must lead to. Default: the
+        /// system's.
+        ca_file: PathBuf = "",
+    }
+
     /// What is served.
     Proto in "proto" {
         /// .proto files whose services are served.

@@ -31,6 +31,7 @@ use tonic::{Code, Status};
 use crate::deadline::TimeoutError;
 use crate::exchange::{Failure, Trace, Why};
 use crate::message::WorkerStatus;
+use crate::message::format::EncodeError;
 use crate::pending::Coordinates;
 
 const OUTCOME: HeaderName = HeaderName::from_static("antiphon-outcome");
@@ -63,7 +64,10 @@ pub(super) fn of_failure(failure: &Failure) -> Status {
             trailers.insert(PUSHBACK, millis(*retry_after));
             return Status::with_metadata(Code::Unavailable, message, MetadataMap::from_headers(trailers));
         }
-        Why::BadMessage(_) | Why::NoSuchPartition { .. } | Why::KeyReused => Code::InvalidArgument,
+        Why::Unwritable(EncodeError::NoSchemaId(_)) => Code::Internal,
+        Why::BadMessage(_) | Why::Unwritable(_) | Why::NoSuchPartition { .. } | Why::KeyReused => {
+            Code::InvalidArgument
+        }
         Why::TimedOut | Why::TooLate => Code::DeadlineExceeded,
         Why::TooLarge => Code::ResourceExhausted,
         Why::Refused(_) => Code::FailedPrecondition,

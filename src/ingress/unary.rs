@@ -201,7 +201,8 @@ fn encoding_name(encoding: CompressionEncoding) -> HeaderValue {
 
 fn log_failure(route: &Route, failure: &Failure) {
     let Failure { why, trace } = failure;
-    let expected = matches!(**why, Why::BadMessage(_)) || trace.outcome == Outcome::NotSent;
+    let expected =
+        matches!(**why, Why::BadMessage(_) | Why::Unwritable(_)) || trace.outcome == Outcome::NotSent;
     let id = trace.id.map(tracing::field::display);
     let at = trace.at;
     if expected {
