@@ -48,10 +48,16 @@ memory *ARGS:
 fuzz SECONDS="60" *TARGETS:
     scripts/fuzz {{SECONDS}} {{TARGETS}}
 
-# Gateway, Kafka alone and gRPC alone on Apache Kafka; writes bench/RESULTS.md.
+# Gateway, Kafka alone and gRPC alone on Apache Kafka; writes bench/FLOOR.md.
 bench *ARGS:
     cargo build --release --locked
     scripts/bench {{ARGS}}
+
+# The gateway beside Spring Boot, Go and Node on Apache Kafka; writes bench/RESULTS.md
+# and plots. Half an hour; an interrupted run goes on where it was.
+bench-peers *ARGS:
+    cargo build --release --locked
+    scripts/bench-peers {{ARGS}}
 
 # All that CI does.
 ci:
