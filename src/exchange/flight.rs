@@ -9,6 +9,7 @@ use tokio::time::{Instant, timeout_at};
 use super::budget::BytesHeld;
 use super::circuit::{Ending, Pass};
 use super::failure::{Failure, Outcome, Trace, Why};
+use super::load::Waiting;
 use super::{Answer, Exchange, Request};
 use crate::correlation::CorrelationId;
 use crate::deadline::Deadline;
@@ -34,6 +35,8 @@ pub(super) struct Flight {
     /// The request again, where the route may want it as a dead letter.
     request: Option<(Record, Arc<BytesHeld>)>,
     pass: Option<Pass>,
+    /// Counts on its partition for as long as it is in the air.
+    _waiting: Option<Waiting>,
     landed: bool,
 }
 
@@ -61,7 +64,7 @@ impl Flight {
         })?;
         let parcel = exchange.pack(route, request, key.clone(), &ticket, Arc::clone(&held));
         let keep = !route.dead_letter_on.is_empty();
-        let flight = Self {
+        let mut flight = Self {
             exchange: Arc::clone(exchange),
             route: Arc::clone(route),
             ticket,
@@ -71,10 +74,14 @@ impl Flight {
             key: key.filter(|_| route.cancel_record).as_deref().map(Bytes::copy_from_slice),
             request: keep.then(|| (parcel.record.clone(), held)),
             pass: Some(pass),
+            _waiting: None,
             landed: false,
         };
         match exchange.dispatch(route, partition, parcel) {
-            Ok(()) => Ok(flight),
+            Ok(waiting) => {
+                flight._waiting = Some(waiting);
+                Ok(flight)
+            }
             Err(why) => Err(unsent(why)),
         }
     }

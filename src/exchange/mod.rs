@@ -15,12 +15,12 @@ mod idempotency;
 mod instance;
 mod lane;
 mod lanes;
+mod load;
 mod replies;
 mod schemas;
 mod topics;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -42,6 +42,7 @@ use flight::Flight;
 use heartbeat::Heart;
 use lane::{Owner, Parcel};
 use lanes::{LaneFull, Lanes};
+use load::Waiting;
 use replies::{Recreate, ReplyReader};
 
 pub use failure::{Failure, Outcome, Repeat, Trace, Why};
@@ -104,7 +105,6 @@ pub struct Exchange {
     lanes: Arc<Lanes>,
     reply_to: ReplyAddress,
     settings: Settings,
-    next_partition: AtomicU32,
     /// Reader and heart; dropped, and so ended, with the exchange.
     _tasks: [Task; 2],
 }
@@ -174,7 +174,6 @@ impl Exchange {
             lanes,
             reply_to: ReplyAddress { topic, partition: Some(partition) },
             settings,
-            next_partition: AtomicU32::new(fastrand::u32(..)),
             _tasks: [supervisor.spawn("reply reader", reader.run()), supervisor.spawn("heart", heart.run())],
             instance,
         }
@@ -250,7 +249,7 @@ impl Exchange {
             Partitioning::ByKey | Partitioning::Spread => {
                 return Ok(match key {
                     Some(key) => message::partition_of_key(key, partitions),
-                    None => self.spread(partitions),
+                    None => self.lanes.spread(topic, partitions),
                 });
             }
         };
@@ -258,13 +257,6 @@ impl Exchange {
             Ok(partition) if (0..partitions).contains(&partition) => Ok(partition),
             _ => Err(Why::NoSuchPartition { partition: named, topic: Arc::clone(topic), partitions }),
         }
-    }
-
-    /// Round robin: it gives every worker its share even of few calls, which
-    /// filling one partition's batch after the other would not.
-    fn spread(&self, partitions: i32) -> i32 {
-        let next = self.next_partition.fetch_add(1, Ordering::Relaxed);
-        i32::try_from(next % partitions.unsigned_abs()).unwrap_or_default()
     }
 
     fn register(&self, route: &Route) -> Result<Ticket, Why> {
@@ -316,7 +308,7 @@ impl Exchange {
     }
 
     /// Hands a call's request to its lane.
-    fn dispatch(&self, route: &Route, partition: i32, parcel: Parcel) -> Result<(), Why> {
+    fn dispatch(&self, route: &Route, partition: i32, parcel: Parcel) -> Result<Waiting, Why> {
         self.lanes.send(&route.request_topic, partition, parcel).map_err(|LaneFull| Why::Overloaded {
             what: "limits.lane_queue_max (requests waiting for one partition)",
             limit: self.settings.lane_queue_max as u64,
