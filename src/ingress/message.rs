@@ -45,23 +45,26 @@ impl Encoder for Raw {
     }
 }
 
-/// Reads the one message of a unary request: by tonic where it is compressed,
+/// Reads the one message of a unary request, and makes room with `hold` for
+/// what has come of it: by tonic where it is compressed,
 /// else here, which costs half as much and holds no more than has arrived
 /// (tonic begins with 8 KiB for each call).
 pub(super) async fn read_one<B>(
     body: B,
     encoding: Option<CompressionEncoding>,
     bytes_max: usize,
+    mut hold: impl FnMut(usize) -> Result<(), Status>,
 ) -> Result<Bytes, Status>
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     if encoding.is_none() {
-        return read_plain(body, bytes_max).await;
+        return read_plain(body, bytes_max, hold).await;
     }
     let mut messages = Streaming::new_request(Raw, body, encoding, Some(bytes_max));
     let message = messages.message().await?.ok_or_else(no_message)?;
+    hold(message.len())?;
     match messages.message().await? {
         None => Ok(message),
         Some(_) => Err(several_messages()),
@@ -70,7 +73,11 @@ where
 
 /// Copies: a frame's bytes are a part of the connection's read buffer, which a
 /// message that waits would keep alive as a whole.
-async fn read_plain<B>(mut body: B, bytes_max: usize) -> Result<Bytes, Status>
+async fn read_plain<B>(
+    mut body: B,
+    bytes_max: usize,
+    mut hold: impl FnMut(usize) -> Result<(), Status>,
+) -> Result<Bytes, Status>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -90,6 +97,7 @@ where
             if data.len() > prefix.length() - message.len() {
                 return Err(several_messages());
             }
+            hold(data.len())?;
             message.extend_from_slice(&data);
         }
     }
@@ -251,7 +259,7 @@ mod tests {
 
     fn read(chunks: Vec<Bytes>, bytes_max: usize) -> Result<Bytes, Status> {
         let frames = chunks.into_iter().map(|chunk| Ok::<_, Infallible>(Frame::data(chunk)));
-        let reading = read_one(StreamBody::new(tokio_stream::iter(frames)), None, bytes_max);
+        let reading = read_one(StreamBody::new(tokio_stream::iter(frames)), None, bytes_max, |_| Ok(()));
         tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(reading)
     }
 

@@ -61,8 +61,11 @@ impl Unary {
         let deadline = deadline(route, &head.headers)?;
         let encoding = request_encoding(&head.headers)?;
         let metadata = self.allowed.forward(&head.headers)?;
+        // Before its message: what is refused need not be read, and what is read is counted.
+        let mut admission = self.exchange.admit(route, deadline).map_err(|f| refusal(route, &f))?;
+        let hold = |bytes| admission.hold(bytes).map_err(|f| refusal(route, &f));
         // A caller that never finishes its message meets the same deadline.
-        let read = timeout_at(deadline.at(), read_one(body, encoding, self.message_bytes_max)).await;
+        let read = timeout_at(deadline.at(), read_one(body, encoding, self.message_bytes_max, hold)).await;
         let message = match read {
             Ok(message) => message.map_err(status::of_unread_message)?,
             Err(_) => {
@@ -70,11 +73,9 @@ impl Unary {
                 return Err(status::of_failure(&Failure::new(Why::TooLate, trace)));
             }
         };
-        let answered = self.exchange.call(route, Call { message, metadata, deadline }).await;
-        answered.map_err(|failure| {
-            log_failure(route, &failure);
-            status::of_failure(&failure)
-        })
+        let call = Call { message, metadata, deadline };
+        let answered = self.exchange.call_admitted(route, call, admission).await;
+        answered.map_err(|failure| refusal(route, &failure))
     }
 
     fn respond(
@@ -103,6 +104,11 @@ impl Unary {
             }
         }
     }
+}
+
+fn refusal(route: &Route, failure: &Failure) -> Status {
+    log_failure(route, failure);
+    status::of_failure(failure)
 }
 
 fn refuse(status: Status, mut end: CountOnDrop<'_>) -> Response<Body> {
