@@ -202,9 +202,7 @@ impl Gateway {
         let routes = Arc::new(routes);
         let instance = new_instance(&config, &routes)?;
 
-        let mut patient = config.kafka.clone();
-        patient.connect_timeout = patient.connect_timeout.min(config.reply.start_timeout);
-        let cluster = Arc::new(KafkaCluster::new(&patient, Arc::clone(&connector)));
+        let cluster = Arc::new(control_cluster(&config, &connector));
         open_reply_path(&config, &instance, &cluster, began).await?;
 
         let schemas = open_schemas(&config, &routes, began).await?;
@@ -467,6 +465,13 @@ fn instance_name(random: &[u8]) -> String {
         .collect();
     let random: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
     format!("{host}-{random}")
+}
+
+/// The control thread's own way to Kafka, which waits no longer than the start may take.
+fn control_cluster(config: &Config, connector: &Arc<Connector>) -> KafkaCluster {
+    let mut kafka = config.kafka.clone();
+    kafka.connect_timeout = kafka.connect_timeout.min(config.reply.start_timeout);
+    KafkaCluster::new(&kafka, Arc::clone(connector))
 }
 
 /// Finds the cluster and makes the reply topic, again and again until it works

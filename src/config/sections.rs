@@ -126,8 +126,10 @@ sections! {
         /// Request metadata that goes into record headers. authorization goes
         /// only when it is named here.
         metadata_forward: MetadataNames = "",
-        /// Reply headers that become response metadata.
+        /// Reply headers that become response metadata, in front of the message.
         metadata_return: MetadataNames = "",
+        /// Reply headers that become trailers of the response.
+        trailers_return: MetadataNames = "",
         /// Connections, process-wide; more are closed at once.
         connections_max: i64 = "10000",
         /// Streams that one connection may have open.
