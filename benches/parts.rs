@@ -11,7 +11,7 @@ use std::sync::{Arc, LazyLock};
 use antiphon::correlation::{CorrelationId, Minter};
 use antiphon::deadline::{Deadline, parse_grpc_timeout};
 use antiphon::message::dialect::{self, Dialect};
-use antiphon::message::{Reply, ReplyAddress, RequestParts, partition_of_key};
+use antiphon::message::{PROTOBUF, Reply, ReplyAddress, RequestParts, partition_of_key};
 use antiphon::pending::{Coordinates, Pending, WaitFor};
 use antiphon::route::{FieldPath, Lookup, RouteTable, Sources, compile};
 use antiphon::terms::CorrelationForm;
@@ -88,13 +88,13 @@ fn request_headers(bencher: Bencher<'_, '_>) {
     bencher.bench_local(|| {
         let parts = RequestParts {
             dialect: &DIALECT,
+            content_type: PROTOBUF,
             method: method.clone(),
             id,
             reply_to: Some(&address),
             deadline,
             key: Some(PAYMENT.1.slice(12..)),
             value: PAYMENT.1.clone(),
-            content_type: antiphon::message::PROTOBUF,
             metadata: Vec::new(),
         };
         parts.into_record()

@@ -196,15 +196,15 @@ impl Gateway {
     pub async fn start(config: Config, routes: RouteTable) -> Result<Self, StartError> {
         let began = Instant::now();
         let grpc = bind("grpc.listen", config.grpc.listen).await?;
+        let grpc_address = local_address(&grpc, &config.grpc.listen);
         let admin = bind("admin.listen", config.admin.listen).await?;
+        let admin_address = local_address(&admin, &config.admin.listen);
         let connector = Arc::new(Connector::new(&config.kafka)?);
         let reflection = if config.grpc.reflection { Some(Reflection::new(&routes)?) } else { None };
         let routes = Arc::new(routes);
         let instance = new_instance(&config, &routes)?;
 
-        let mut patient = config.kafka.clone();
-        patient.connect_timeout = patient.connect_timeout.min(config.reply.start_timeout);
-        let cluster = Arc::new(KafkaCluster::new(&patient, Arc::clone(&connector)));
+        let cluster = Arc::new(control_cluster(&config, &connector));
         open_reply_path(&config, &instance, &cluster, began).await?;
 
         let schemas = open_schemas(&config, &routes, began).await?;
@@ -235,8 +235,6 @@ impl Gateway {
         drop(alive);
         let shards = start_shards(plans, &supervisor)?;
 
-        let addresses =
-            (local_address(&grpc, &config.grpc.listen), local_address(&admin, &config.admin.listen));
         let page = Admin { instance: Arc::clone(&instance), acceptor: Arc::clone(&acceptor) };
         let refresh = config.kafka.metadata_refresh;
         let tasks = vec![
@@ -247,8 +245,8 @@ impl Gateway {
                 .spawn("topics", keep_topics_fresh(Arc::clone(&instance), Arc::clone(&cluster), refresh)),
         ];
         let mut gateway = Self {
-            grpc: addresses.0,
-            admin: addresses.1,
+            grpc: grpc_address,
+            admin: admin_address,
             routes,
             instance,
             cluster,
@@ -467,6 +465,13 @@ fn instance_name(random: &[u8]) -> String {
         .collect();
     let random: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
     format!("{host}-{random}")
+}
+
+/// The control thread's own way to Kafka, which waits no longer than the start may take.
+fn control_cluster(config: &Config, connector: &Arc<Connector>) -> KafkaCluster {
+    let mut kafka = config.kafka.clone();
+    kafka.connect_timeout = kafka.connect_timeout.min(config.reply.start_timeout);
+    KafkaCluster::new(&kafka, Arc::clone(connector))
 }
 
 /// Finds the cluster and makes the reply topic, again and again until it works

@@ -224,6 +224,12 @@ impl Judge<'_> {
         let default = ingress::Config::default();
         let bytes = part.message_bytes_max.map(|found| found.map(|bytes| bytes.0));
         let streams = part.streams_per_connection_max;
+        let metadata_return = value(part.metadata_return, |names| names.0, default.metadata_return);
+        let place = part.trailers_return.as_ref().map(|found| found.place.clone()).unwrap_or_default();
+        let trailers_return = value(part.trailers_return, |names| names.0, default.trailers_return);
+        if let Some(name) = trailers_return.iter().find(|name| metadata_return.contains(name)) {
+            self.mistakes.push(place.mistake(format!("{name:?} is in metadata_return, too")));
+        }
         ingress::Config {
             listen: value(part.listen, |listen| listen.0, default.listen),
             message_bytes_max: self.within(
@@ -234,7 +240,8 @@ impl Judge<'_> {
             ),
             reflection: value(part.reflection, |yes| yes, default.reflection),
             metadata_forward: value(part.metadata_forward, |names| names.0, default.metadata_forward),
-            metadata_return: value(part.metadata_return, |names| names.0, default.metadata_return),
+            metadata_return,
+            trailers_return,
             web_origins: value(part.web_origins, |origins| origins.0, default.web_origins),
             connections_max: self.within(
                 part.connections_max,

@@ -126,8 +126,10 @@ sections! {
         /// Request metadata that goes into record headers. authorization goes
         /// only when it is named here.
         metadata_forward: MetadataNames = "",
-        /// Reply headers that become response metadata.
+        /// Reply headers that become response metadata, in front of the message.
         metadata_return: MetadataNames = "",
+        /// Reply headers that become trailers of the response.
+        trailers_return: MetadataNames = "",
         /// Origins, as https://app.example.com, whose pages may call by
         /// gRPC-Web; * is every origin. With none, gRPC-Web and HTTP/1.1 are
         /// off.

@@ -100,9 +100,11 @@ fn millis(duration: Duration) -> HeaderValue {
 }
 
 /// A worker's own error, handed on.
-pub(super) fn of_worker(status: WorkerStatus, trace: &Trace) -> Status {
+pub(super) fn of_worker(status: WorkerStatus, trace: &Trace, mut returned: HeaderMap) -> Status {
     let code = Code::from(i32::from(status.code));
-    let metadata = MetadataMap::from_headers(of_trace(trace));
+    // Over whatever a worker says under these names.
+    returned.extend(of_trace(trace));
+    let metadata = MetadataMap::from_headers(returned);
     Status::with_details_and_metadata(code, status.message, status.details, metadata)
 }
 

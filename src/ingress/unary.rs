@@ -102,13 +102,19 @@ impl Unary {
         compression: Option<CompressionEncoding>,
         mut end: CountOnDrop<'_>,
     ) -> Response<Body> {
-        let metadata = self.allowed.give_back(&answer.reply.headers);
+        let returned = self.allowed.give_back(&answer.reply.headers);
         match answer.reply.result {
             Ok(message) => {
                 end.code = Some(Code::Ok);
-                let body = unary_body(message, status::of_trace(&answer.trace), compression);
+                let mut trailers = status::of_trace(&answer.trace);
+                if !returned.trailers.is_empty() {
+                    // Over whatever a worker says under our names.
+                    let ours = std::mem::replace(&mut trailers, returned.trailers);
+                    trailers.extend(ours);
+                }
+                let body = unary_body(message, trailers, compression);
                 let mut response = Response::new(body);
-                *response.headers_mut() = metadata;
+                *response.headers_mut() = returned.headers;
                 response.headers_mut().insert(header::CONTENT_TYPE, GRPC);
                 if let Some(encoding) = compression {
                     response.headers_mut().insert(&GRPC_ENCODING, encoding_name(encoding));
@@ -116,9 +122,10 @@ impl Unary {
                 response
             }
             Err(worker) => {
-                let mut status = status::of_worker(worker, &answer.trace);
-                status.metadata_mut().as_mut().extend(metadata);
-                refuse(status, end)
+                // An error has trailers only.
+                let mut metadata = returned.headers;
+                metadata.extend(returned.trailers);
+                refuse(status::of_worker(worker, &answer.trace, metadata), end)
             }
         }
     }

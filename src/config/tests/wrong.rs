@@ -15,6 +15,12 @@ x = 1",
   hint: did you mean "kafka"?"#,
     ),
     (
+        r#"[grpc]
+metadata_return = ["x-a", "x-b"]
+trailers_return = ["x-b"]"#,
+        r#"a.toml:3:19: grpc.trailers_return: "x-b" is in metadata_return, too"#,
+    ),
+    (
         "[custom_dialect]
 reply_partition_form = \"decimal\"",
         "a.toml:1:2: custom_dialect: correlation_id is missing
