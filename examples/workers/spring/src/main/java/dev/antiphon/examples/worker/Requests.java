@@ -16,6 +16,7 @@ import org.springframework.stereotype.Component;
 class Requests implements RecordInterceptor<Object, Object> {
 
     private static final Logger log = LoggerFactory.getLogger(Requests.class);
+    private static final String SKIPPED = "worker-skipped";
 
     private final AtomicLong handled = new AtomicLong();
     private final AtomicLong failed = new AtomicLong();
@@ -31,11 +32,16 @@ class Requests implements RecordInterceptor<Object, Object> {
         skipped.incrementAndGet();
         log.info("skipped topic={} partition={} offset={} late_ms={}",
                 request.topic(), request.partition(), request.offset(), lateMs);
+        request.headers().add(SKIPPED, null);
         return null;
     }
 
     @Override
     public void success(ConsumerRecord<Object, Object> request, Consumer<Object, Object> consumer) {
+        // Spring calls this for the records that were turned away, too.
+        if (request.headers().lastHeader(SKIPPED) != null) {
+            return;
+        }
         handled.incrementAndGet();
         log.info("handled topic={} partition={} offset={} key={}",
                 request.topic(), request.partition(), request.offset(), request.key());

@@ -1,0 +1,35 @@
+// Answers payments.v1.PaymentService over Kafka.
+import 'reflect-metadata'
+import { Module } from '@nestjs/common'
+import { NestFactory } from '@nestjs/core'
+import type { MicroserviceOptions } from '@nestjs/microservices'
+import { AcknowledgedServerKafka } from './acknowledged-server-kafka.js'
+import { IdempotencyInterceptor, RequestInterceptor } from './interceptors.js'
+import { PaymentsController } from './payments.controller.js'
+import { PaymentsService } from './payments.service.js'
+import { settings } from './settings.js'
+
+const PARTITIONS_AT_ONCE_MAX = 6
+
+@Module({
+  controllers: [PaymentsController],
+  providers: [PaymentsService, RequestInterceptor, IdempotencyInterceptor]
+})
+class WorkerModule {}
+
+const app = await NestFactory.createMicroservice<MicroserviceOptions>(WorkerModule, {
+  strategy: new AcknowledgedServerKafka({
+    client: { clientId: 'payments-worker', brokers: settings.brokers },
+    consumer: { groupId: settings.groupId, sessionTimeout: 10_000, heartbeatInterval: 1_000, maxWaitTimeInMs: 500 },
+    // Nest would add "-server" to the group's name.
+    postfixId: '',
+    // Messages are protobuf: Nest must not take them for text.
+    parser: { keepBinary: true },
+    subscribe: { fromBeginning: true },
+    run: { autoCommit: false, partitionsConsumedConcurrently: PARTITIONS_AT_ONCE_MAX },
+    // -1: all replicas.
+    send: { acks: -1 }
+  })
+})
+app.enableShutdownHooks()
+await app.listen()
