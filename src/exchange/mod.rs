@@ -24,6 +24,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::deadline::Deadline;
+use crate::message::dialect::Custom;
 use crate::message::{self, IDEMPOTENCY_KEY, Reply, ReplyAddress, RequestParts};
 use crate::metrics::Metrics;
 use crate::pending::{Pending, Ticket, WaitFor};
@@ -101,6 +102,8 @@ pub struct Settings {
     pub lane_queue_max: usize,
     /// How replies come back.
     pub reply: ReplyConfig,
+    /// Header names of the dialect `custom`, where there is one.
+    pub custom_dialect: Option<Arc<Custom>>,
 }
 
 impl Exchange {
@@ -142,6 +145,7 @@ impl Exchange {
                 partitions: i32::try_from(instance.shards().len()).unwrap_or(1),
                 replication_factor: settings.reply.replication_factor,
             },
+            custom: settings.custom_dialect.clone(),
         };
         let topic = Bytes::copy_from_slice(instance.reply_topic().as_bytes());
         Self {
@@ -244,7 +248,7 @@ impl Exchange {
         held: Arc<BytesHeld>,
     ) -> Parcel {
         let parts = RequestParts {
-            dialect: route.dialect,
+            dialect: &route.dialect,
             method: Bytes::copy_from_slice(route.path.as_bytes()),
             id: ticket.id(),
             reply_to: (route.mode == Mode::RequestReply).then_some(&self.reply_to),
@@ -253,10 +257,17 @@ impl Exchange {
             value: request.message,
             metadata: request.metadata,
         };
+        let record = parts.into_record();
+        // One that nobody answers is a record of its own in every dialect.
+        let behind = match route.mode {
+            Mode::RequestReply => route.dialect.end_of_request(&record),
+            Mode::OneWay => None,
+        };
         Parcel {
             owner: Owner::Call(ticket.id()),
             _held: Some(held),
-            record: parts.into_record(),
+            record,
+            behind,
             compression: route.compression.unwrap_or(self.settings.compression),
             repeatable: route.idempotency != Idempotency::Unknown,
             maybe_sent: false,

@@ -6,6 +6,7 @@ mod bench;
 mod calls;
 mod circuit;
 mod dead_letters;
+mod dialects;
 mod dlq;
 mod harness;
 mod idempotency;

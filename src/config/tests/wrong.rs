@@ -15,6 +15,26 @@ x = 1",
   hint: did you mean "kafka"?"#,
     ),
     (
+        "[custom_dialect]
+reply_partition_form = \"decimal\"",
+        "a.toml:1:2: custom_dialect: correlation_id is missing
+  hint: the name of a header
+a.toml:1:2: custom_dialect: reply_topic is missing
+  hint: the name of a header",
+    ),
+    (
+        r#"[custom_dialect]
+correlation_id = ""
+reply_topic = "grpc-method"
+reply_partition = "x"
+error_code = "x"
+correlation_form = "bytes""#,
+        r#"a.toml:2:18: custom_dialect.correlation_id: must not be empty
+a.toml:3:15: custom_dialect.reply_topic: "grpc-method" is one of Antiphon's own headers
+a.toml:5:14: custom_dialect.error_code: "x" is the name of another header
+a.toml:6:20: custom_dialect.correlation_form: unknown value "bytes"; expected one of: text, binary"#,
+    ),
+    (
         "[grpc]
 frobnicate = 1",
         "a.toml:2:1: grpc.frobnicate: unknown setting",
