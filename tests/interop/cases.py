@@ -16,8 +16,9 @@ from harness import Failure, check, wait_until
 
 SERVICE = "/payments.v1.PaymentService/"
 CALL_SECONDS = 20
-# What a caller should see of an error, it should see by then.
-PROMPT_MS = 1_500
+# What a caller should see of an error, it should see by then, also where the
+# worker is a cold JVM on a busy machine.
+PROMPT_MS = 5_000
 SHORT_DEADLINE_SECONDS = 1.0
 SLOW_DEADLINE_SECONDS = 0.5
 # How late the gateway may be in keeping a deadline.
@@ -122,7 +123,7 @@ async def success(row):
 async def business(row):
     sees = row.worker.business
     async with row.caller() as caller:
-        deadline = SHORT_DEADLINE_SECONDS if sees else CALL_SECONDS
+        deadline = SHORT_DEADLINE_SECONDS if sees and sees.code == "DEADLINE_EXCEEDED" else CALL_SECONDS
         refused = await caller.pay(row.order("bad"), 0, timeout=deadline)
         if sees:
             return check_sees(sees, refused, deadline)
@@ -143,7 +144,7 @@ async def business(row):
 
 async def exception(row):
     sees = row.worker.exception
-    deadline = SHORT_DEADLINE_SECONDS if sees.limit else CALL_SECONDS
+    deadline = SHORT_DEADLINE_SECONDS if sees.code == "DEADLINE_EXCEEDED" else CALL_SECONDS
     async with row.caller() as caller:
         # A key and a message that are not ASCII.
         order = row.order("crash-주문")

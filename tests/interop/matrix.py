@@ -31,8 +31,8 @@ METADATA = ["x-note-bin", "x-tenant"]
 START_SECONDS_MAX = 60
 READ_SECONDS_MAX = 20
 EXIT_SECONDS_MAX = 30
-HANDLED = re.compile(r"\bhandled topic=\S+ partition=(\d+) offset=(\d+)")
-SKIPPED = re.compile(r"\bskipped topic=\S+ partition=(\d+) offset=(\d+)")
+HANDLED = re.compile(r"handled topic=\S+ partition=(\d+) offset=(\d+)")
+SKIPPED = re.compile(r"skipped topic=\S+ partition=(\d+) offset=(\d+)")
 
 
 class Row:
@@ -82,6 +82,7 @@ class Row:
             "KAFKA_BOOTSTRAP": self.kafka.bootstrap,
             "KAFKA_TOPIC": self.topic,
             "KAFKA_GROUP": self.group,
+            "NO_COLOR": "1",
             **self.worker.environment,
         }
         process = Process(self.folder, name, self.worker.command(place), environment=environment)

@@ -19,7 +19,8 @@ GO_BINARY = BUILT / "worker-go"
 NESTJS_MAIN = EXAMPLES / "nestjs" / "dist" / "main.js"
 FASTSTREAM_PYTHON = BUILT / "venv-faststream" / "bin" / "python"
 
-SIGTERM_EXIT = 143
+# Of a JVM, and of a process that ends itself by the signal.
+SIGTERM_EXIT, BY_SIGTERM = 143, -15
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,32 @@ WORKERS = [
     ),
     Worker("go", "go", fixed(GO_BINARY)),
     Worker("node", "node", fixed(node(), EXAMPLES / "node" / "worker.js")),
+    Worker(
+        "nestjs", "nestjs", fixed(node(), NESTJS_MAIN), dialect="nestjs", exit_code=BY_SIGTERM,
+    ),
+    Worker(
+        "nestjs, no filter", "nestjs", fixed(node(), NESTJS_MAIN), dialect="nestjs", exit_code=BY_SIGTERM,
+        environment={"ANSWER_ERRORS": "false"}, cases=ERRORS_ONLY,
+        business=Sees(
+            "INVALID_ARGUMENT", "amount_minor: must be above zero",
+            limit="kafka_nest-err has the code and the text of an RpcException, but no details",
+        ),
+        exception=Sees("UNKNOWN", "Internal server error", limit="of other exceptions NestJS tells nothing"),
+    ),
+    Worker(
+        "faststream", "faststream", fixed(FASTSTREAM_PYTHON, EXAMPLES / "faststream" / "worker.py"),
+        dialect="faststream", members_per_process=2,
+        null=Sees("OK", limit="a handler that returns None answers with an empty message"),
+    ),
+    Worker(
+        "faststream, no middleware", "faststream",
+        fixed(FASTSTREAM_PYTHON, EXAMPLES / "faststream" / "worker.py"),
+        dialect="faststream", members_per_process=2,
+        environment={"ANSWER_ERRORS": "false"}, cases=ERRORS_ONLY,
+        business=Sees(NO_REPLY, limit="a handler that raises sends no reply"),
+        exception=Sees(NO_REPLY, limit="a handler that raises sends no reply"),
+        null=Sees("OK", limit="a handler that returns None answers with an empty message"),
+    ),
 ]  # fmt: skip
 # A row for the Rust worker kit goes here once there is one.
 

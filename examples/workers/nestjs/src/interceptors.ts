@@ -45,7 +45,11 @@ export class RequestInterceptor implements NestInterceptor, OnApplicationShutdow
   }
 }
 
-interface Kept { digest: string; answer?: object; refused?: Refused }
+interface Answer { key: unknown; value: Buffer | null; headers: object }
+interface Kept { digest: string; answer?: Answer; refused?: Refused }
+
+/** Nest adds the headers of one reply to the object that it is given. */
+const copy = (answer: Answer): Answer => ({ ...answer, headers: { ...answer.headers } })
 
 /**
  * A request whose idempotency key was seen gets the answer that was kept. A
@@ -55,7 +59,7 @@ interface Kept { digest: string; answer?: object; refused?: Refused }
 export class IdempotencyInterceptor implements NestInterceptor {
   private readonly answers = new Map<string, Kept>()
 
-  intercept(context: ExecutionContext, next: CallHandler): Observable<unknown> {
+  intercept(context: ExecutionContext, next: CallHandler<Answer>): Observable<unknown> {
     const kafka = context.switchToRpc().getContext<KafkaContext>()
     const { headers = {} } = kafka.getMessage()
     if (headers['idempotency-key'] === undefined) return next.handle()
@@ -66,10 +70,10 @@ export class IdempotencyInterceptor implements NestInterceptor {
       const words = 'this idempotency-key was sent with another message before'
       return throwError(() => new Refused(Code.INVALID_ARGUMENT, words))
     }
-    if (kept) return kept.refused ? throwError(() => kept.refused) : of(structuredClone(kept.answer))
+    if (kept) return kept.refused ? throwError(() => kept.refused) : of(copy(kept.answer!))
     return next.handle().pipe(
       tap({
-        next: answer => this.keep(name, { digest, answer: structuredClone(answer) }),
+        next: answer => this.keep(name, { digest, answer: copy(answer) }),
         error: error => {
           if (error instanceof Refused && !WORTH_ANOTHER_TRY.has(error.code)) this.keep(name, { digest, refused: error })
         }

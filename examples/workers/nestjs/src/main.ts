@@ -4,7 +4,6 @@ import { Module } from '@nestjs/common'
 import { NestFactory } from '@nestjs/core'
 import type { MicroserviceOptions } from '@nestjs/microservices'
 import { AcknowledgedServerKafka } from './acknowledged-server-kafka.js'
-import { IdempotencyInterceptor, RequestInterceptor } from './interceptors.js'
 import { PaymentsController } from './payments.controller.js'
 import { PaymentsService } from './payments.service.js'
 import { settings } from './settings.js'
@@ -13,7 +12,7 @@ const PARTITIONS_AT_ONCE_MAX = 6
 
 @Module({
   controllers: [PaymentsController],
-  providers: [PaymentsService, RequestInterceptor, IdempotencyInterceptor]
+  providers: [PaymentsService]
 })
 class WorkerModule {}
 

@@ -1,4 +1,5 @@
 // Errors as gRPC has them: google.rpc.Status with details, in three headers.
+import { RpcException } from '@nestjs/microservices'
 import protobuf from 'protobufjs'
 
 export const Code = {
@@ -26,12 +27,12 @@ const { root } = protobuf.parse(`
   }`)
 const Status = root.lookupType('google.rpc.Status')
 
-/** What the gRPC caller shall get. */
-export class Refused extends Error {
+/** What the gRPC caller shall get; code and text even without our filter. */
+export class Refused extends RpcException {
   readonly details: Detail[]
 
   constructor(readonly code: number, message: string, ...details: Detail[]) {
-    super(message)
+    super({ code, message })
     this.details = details
   }
 }
