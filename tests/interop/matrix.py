@@ -230,12 +230,12 @@ def run_row(worker, wanted, settings, kafka, messages, loop):
 def run_cell(name, row, loop):
     started = time.monotonic()
     try:
-        text = run_case(name, row, loop)
+        text, words = run_case(name, row, loop)
     except Exception as error:
         say(row.worker, name, error)
         return Cell("FAILED", failed=True)
     limit = row.worker.limits().get(name, "")
-    print(f"  {name}: {text}{' (limit)' if limit else ''} [{time.monotonic() - started:.1f} s]", flush=True)
+    print(f"  {name}: {words}{' (limit)' if limit else ''} [{time.monotonic() - started:.1f} s]", flush=True)
     return Cell(text, limit)
 
 
@@ -260,12 +260,10 @@ def print_table(table):
             mark = f" [{limits[cell.limit]}]" if cell and cell.limit else ""
             texts.append(cell.text + mark if cell else "")
         rows.append(texts)
-    # Workers against cases; printed with a case a line where that is narrower.
-    columns = list(zip(*rows, strict=True))
-    widths = [max(map(len, row)) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     print()
-    for column in columns:
-        print(" | ".join(text.ljust(width) for text, width in zip(column, widths, strict=True)).rstrip())
+    for row in rows:
+        print(" | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
     for limit, number in limits.items():
         print(f"[{number}] {limit}")
     print(flush=True)

@@ -67,12 +67,12 @@ def unless_built(name, results, sources, build):
     stamp.write_text(wanted)
 
 
-def build_spring():
-    need("mvn", "Maven, for the Spring worker")
-    folder = EXAMPLES / "spring"
+def build_java(name, jar):
+    need("mvn", f"Maven, for the worker {name}")
+    folder = EXAMPLES / name
     sources = [folder / "pom.xml", folder / "src", ROOT / "proto"]
     command = ["mvn", "-B", "-q", "package"]
-    unless_built("spring", [workers.SPRING_JAR], sources, lambda: run(command, folder))
+    unless_built(name, [jar], sources, lambda: run(command, folder))
 
 
 def build_go():
@@ -82,8 +82,13 @@ def build_go():
     unless_built("go", [workers.GO_BINARY], [folder], lambda: run(command, folder))
 
 
+def need_node():
+    for tool in ("node", "npm"):
+        need(tool, "Node 20.19 or later with npm, for the workers node and nestjs")
+
+
 def build_node():
-    need("npm", "Node 20 or later with npm, for the Node worker")
+    need_node()
     folder = EXAMPLES / "node"
     install = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
     sources = [folder / "package.json", folder / "package-lock.json"]
@@ -91,7 +96,7 @@ def build_node():
 
 
 def build_nestjs():
-    need("npm", "Node 20 or later with npm, for the NestJS worker")
+    need_node()
     folder = EXAMPLES / "nestjs"
 
     def build():
@@ -115,7 +120,8 @@ def build_faststream():
 
 BUILDS = {
     "python": lambda: None,  # The tests' own venv has what it needs.
-    "spring": build_spring,
+    "spring": lambda: build_java("spring", workers.SPRING_JAR),
+    "smallrye": lambda: build_java("smallrye", workers.SMALLRYE_JAR),
     "go": build_go,
     "node": build_node,
     "nestjs": build_nestjs,

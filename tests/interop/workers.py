@@ -5,7 +5,6 @@ way that is written here.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples" / "workers"
 BUILT = ROOT / ".cache" / "interop"
 SPRING_JAR = EXAMPLES / "spring" / "target" / "worker-spring.jar"
+SMALLRYE_JAR = EXAMPLES / "smallrye" / "target" / "quarkus-app" / "quarkus-run.jar"
 GO_BINARY = BUILT / "worker-go"
 NESTJS_MAIN = EXAMPLES / "nestjs" / "dist" / "main.js"
 FASTSTREAM_PYTHON = BUILT / "venv-faststream" / "bin" / "python"
@@ -52,8 +52,6 @@ class Worker:
     business: Sees | None = None
     exception: Sees = Sees("INTERNAL", "the handler broke on order")
     null: Sees = Sees("INTERNAL", "no value")
-    # Whether requests whose deadline has passed are left out.
-    skips: bool = True
     exit_code: int = 0
     # How many members of the group one process makes.
     members_per_process: int = 1
@@ -62,10 +60,6 @@ class Worker:
         """What it can't do, by case."""
         sees = {"business": self.business, "exception": self.exception, "null": self.null}
         return {case: one.limit for case, one in sees.items() if one and one.limit}
-
-
-def node():
-    return os.environ.get("NODE", "node")
 
 
 def python_command(row):
@@ -95,13 +89,26 @@ WORKERS = [
         exception=Sees(NO_REPLY, limit="a listener that throws is called ten times and sends no reply"),
         null=Sees(NO_REPLY, limit="a listener that returns null sends no reply"),
     ),
-    Worker("go", "go", fixed(GO_BINARY)),
-    Worker("node", "node", fixed(node(), EXAMPLES / "node" / "worker.js")),
     Worker(
-        "nestjs", "nestjs", fixed(node(), NESTJS_MAIN), dialect="nestjs", exit_code=BY_SIGTERM,
+        "smallrye", "smallrye", fixed(*JVM, "-jar", SMALLRYE_JAR), dialect="smallrye",
+        exit_code=SIGTERM_EXIT, members_per_process=2,
+        null=Sees(NO_REPLY, limit="a processor that returns null sends no reply"),
     ),
     Worker(
-        "nestjs, no filter", "nestjs", fixed(node(), NESTJS_MAIN), dialect="nestjs", exit_code=BY_SIGTERM,
+        "smallrye, errors left to it", "smallrye", fixed(*JVM, "-jar", SMALLRYE_JAR), dialect="smallrye",
+        exit_code=SIGTERM_EXIT, members_per_process=2,
+        environment={"ANSWER_ERRORS": "false"}, cases=ERRORS_ONLY,
+        business=Sees(NO_REPLY, limit="a processor that throws sends no reply"),
+        exception=Sees(NO_REPLY, limit="a processor that throws sends no reply"),
+        null=Sees(NO_REPLY, limit="a processor that returns null sends no reply"),
+    ),
+    Worker("go", "go", fixed(GO_BINARY)),
+    Worker("node", "node", fixed("node", EXAMPLES / "node" / "worker.js")),
+    Worker(
+        "nestjs", "nestjs", fixed("node", NESTJS_MAIN), dialect="nestjs", exit_code=BY_SIGTERM,
+    ),
+    Worker(
+        "nestjs, no filter", "nestjs", fixed("node", NESTJS_MAIN), dialect="nestjs", exit_code=BY_SIGTERM,
         environment={"ANSWER_ERRORS": "false"}, cases=ERRORS_ONLY,
         business=Sees(
             "INVALID_ARGUMENT", "amount_minor: must be above zero",
@@ -124,7 +131,7 @@ WORKERS = [
         null=Sees("OK", limit="a handler that returns None answers with an empty message"),
     ),
 ]  # fmt: skip
-# A row for the Rust worker kit goes here once there is one.
+# A worker with the Rust kit has its row here, and its build in run.py, once there is one.
 
 CASES = (
     "success", "business", "exception", "empty", "null", "1 MiB",

@@ -65,7 +65,14 @@ public class PaymentProcessor {
             return null;
         }
         Headers headers = new RecordHeaders();
-        byte[] value = answer(record.getHeaders(), request.getPayload(), headers);
+        byte[] value;
+        try {
+            value = answer(record.getHeaders(), request.getPayload(), headers);
+        } catch (RuntimeException unanswered) {
+            // What this method throws would end its channel.
+            request.nack(unanswered);
+            return null;
+        }
         handled.incrementAndGet();
         log.infof("handled %s key=%s", place, record.getKey());
         if (value == null) {
