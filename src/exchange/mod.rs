@@ -33,7 +33,7 @@ use crate::supervisor::{Supervisor, Task};
 use crate::terms::{Compression, Mode};
 use crate::transport::{Cluster, HeaderName};
 use aftermath::Scribe;
-use budget::BytesHeld;
+use budget::{BytesHeld, Permit};
 use bytes::Bytes;
 use circuit::{Ending, Pass};
 use config::ReplyConfig;
@@ -66,6 +66,22 @@ impl Request {
     fn idempotency_key(&self) -> Option<Bytes> {
         let found = self.metadata.iter().find(|(name, _)| name == IDEMPOTENCY_KEY);
         found.map(|(_, key)| key.clone()).filter(|key| !key.is_empty())
+    }
+}
+
+/// A call that has been let in: its place, and the room that its message takes
+/// so far.
+#[derive(Debug)]
+pub struct Admission {
+    topic: Arc<str>,
+    permit: Permit,
+    held: BytesHeld,
+}
+
+impl Admission {
+    /// Counts `bytes` more of the message as held, from when they are read.
+    pub fn hold(&mut self, bytes: usize) -> Result<(), Failure> {
+        self.held.grow(bytes).map_err(|why| Failure::new(why, Trace::nothing_sent(Arc::clone(&self.topic))))
     }
 }
 
@@ -170,11 +186,31 @@ impl Exchange {
         &self.instance.metrics
     }
 
+    /// Lets a call in whose message is still to be read, or says why not.
+    pub fn admit(&self, route: &Arc<Route>, deadline: Deadline) -> Result<Admission, Failure> {
+        let unsent = |why| Failure::new(why, Trace::nothing_sent(Arc::clone(&route.request_topic)));
+        self.accepts(deadline).map_err(unsent)?;
+        let permit = self.instance.budget.admit(route).map_err(unsent)?;
+        let held = self.instance.budget.no_bytes();
+        Ok(Admission { topic: Arc::clone(&route.request_topic), permit, held })
+    }
+
     /// One call, from its message to its answer, within its deadline.
     pub async fn call(self: &Arc<Self>, route: &Arc<Route>, request: Request) -> Result<Answer, Failure> {
-        let unsent = |why| Failure::new(why, Trace::nothing_sent(Arc::clone(&route.request_topic)));
-        self.accepts(request.deadline).map_err(unsent)?;
-        let (_permit, held) = self.instance.budget.admit(route, request.message.len()).map_err(unsent)?;
+        let mut admission = self.admit(route, request.deadline)?;
+        admission.hold(request.message.len())?;
+        self.call_admitted(route, request, admission).await
+    }
+
+    /// The same for a call that has been let in before.
+    pub async fn call_admitted(
+        self: &Arc<Self>,
+        route: &Arc<Route>,
+        request: Request,
+        admission: Admission,
+    ) -> Result<Answer, Failure> {
+        let Admission { permit: _permit, held, .. } = admission;
+        let held = Arc::new(held);
         match request.idempotency_key() {
             Some(key) => idempotency::call(self, route, key, request, held).await,
             None => Flight::depart(self, route, request, held).await?.land().await,

@@ -99,17 +99,18 @@ impl RequestParts<'_> {
         let mut headers = self.metadata;
         self.dialect.rename_metadata(&mut headers);
         headers.reserve(7);
-        self.dialect.write_request(&self.method, self.id, self.reply_to, &mut headers);
-        headers.push((HeaderName::Borrowed(GRPC_METHOD), self.method));
-        headers.push((HeaderName::Borrowed(GRPC_DEADLINE), decimal(self.deadline.unix_ms())));
+        // By name, as far as possible: rskafka sorts them, and sorts what is sorted at once.
         headers.push((HeaderName::Borrowed(CONTENT_TYPE), Bytes::from_static(PROTOBUF.as_bytes())));
+        headers.push((HeaderName::Borrowed(GRPC_DEADLINE), decimal(self.deadline.unix_ms())));
+        headers.push((HeaderName::Borrowed(GRPC_METHOD), self.method.clone()));
+        self.dialect.write_request(&self.method, self.id, self.reply_to, &mut headers);
         let key = self.key.or_else(|| self.dialect.key_without_one(self.id));
         Record { key, value: Some(self.value), headers }
     }
 }
 
 fn decimal(number: u64) -> Bytes {
-    Bytes::from(number.to_string())
+    Bytes::copy_from_slice(itoa::Buffer::new().format(number).as_bytes())
 }
 
 /// Whether a header is one of our own, which are the same in every dialect.
