@@ -16,6 +16,7 @@ mod instance;
 mod lane;
 mod lanes;
 mod replies;
+mod schemas;
 mod topics;
 
 use std::collections::HashMap;
@@ -45,6 +46,7 @@ use replies::{Recreate, ReplyReader};
 
 pub use failure::{Failure, Outcome, Repeat, Trace, Why};
 pub use instance::{Instance, Parts, Phase, ShardState};
+pub use schemas::{PrepareError, Schemas};
 pub use topics::TopicDirectory;
 
 /// When a caller should come back that found a lane full.
@@ -120,6 +122,8 @@ pub struct Settings {
     pub reply: ReplyConfig,
     /// Header names of the dialect `custom`, where there is one.
     pub custom_dialect: Option<Arc<Custom>>,
+    /// Schemas of replies, where there is a registry.
+    pub schemas: Option<Arc<Schemas>>,
 }
 
 impl Exchange {
@@ -291,6 +295,7 @@ impl Exchange {
             deadline: request.deadline,
             key,
             value: request.message,
+            content_type: route.format.content_type(),
             metadata: request.metadata,
         };
         let record = parts.into_record();
@@ -333,6 +338,10 @@ impl Exchange {
 
     fn scribe(&self) -> Scribe {
         Scribe { instance: Arc::clone(&self.instance), lanes: Arc::clone(&self.lanes) }
+    }
+
+    fn schemas(&self) -> Option<&Schemas> {
+        self.settings.schemas.as_deref()
     }
 
     fn message_bytes_max(&self) -> usize {
