@@ -91,6 +91,11 @@ async def ended(call):
     return Ended(code, message, details, reply, ms, metadata, trailers)
 
 
+async def check_logs(row, sees):
+    words = lambda: f"the worker's log says {sees.logs!r}"  # noqa: E731
+    await asyncio.to_thread(wait_until, lambda: sees.logs in row.log(), 5, words)
+
+
 def check_sees(sees, got, deadline):
     """An error is the one that the row expects, and comes when it should."""
     check(got.code == sees.code, f"{got.code} ({got.message}) after {got.ms:.0f} ms; expected {sees.code}")
@@ -130,6 +135,7 @@ async def business(row):
         deadline = SHORT_DEADLINE_SECONDS if sees and sees.code == "DEADLINE_EXCEEDED" else CALL_SECONDS
         refused = await caller.pay(row.order("bad"), 0, timeout=deadline)
         if sees:
+            await check_logs(row, sees)
             return check_sees(sees, refused, deadline)
         text = check_sees(row.sees("INVALID_ARGUMENT", "amount_minor: must be above zero"), refused, deadline)
         check(refused.details.code == 3, f"the details are {refused.details}")
@@ -154,6 +160,7 @@ async def exception(row):
         order = row.order("crash-주문")
         got = await caller.pay(order, timeout=deadline)
         text = check_sees(sees, got, deadline)
+        await check_logs(row, sees)
         if sees.words and not sees.limit:
             check(order in got.message, f"the message {got.message!r} lacks {order!r}")
         # The worker lives on, and so does the partition.

@@ -175,6 +175,9 @@ class Row:
             return json_format.Parse(value, self.messages.PayRequest(), ignore_unknown_fields=True)
         return self.messages.PayRequest.FromString(value)
 
+    def log(self):
+        return output(self.process)
+
     def skipped(self):
         return found(SKIPPED, self.process)
 

@@ -31,6 +31,8 @@ class Sees:
     code: str
     words: str = ""
     limit: str = ""
+    # What the worker's log says of it.
+    logs: str = ""
 
 
 NO_REPLY = "DEADLINE_EXCEEDED"
@@ -74,6 +76,11 @@ def fixed(*command):
 
 
 ERRORS_ONLY = ("success", "business", "exception", "null")
+PAYLOADS_ONLY = ("success", "business", "exception", "empty", "null", "1 MiB", "metadata", "repeat")
+CALLED_AGAIN = Sees(
+    NO_REPLY, limit="a listener that throws is called again, up to ten times, and sends no reply",
+    logs="Record in retry and not yet recovered",
+)  # fmt: skip
 JVM = ["java", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx256m"]
 
 WORKERS = [
@@ -85,8 +92,7 @@ WORKERS = [
     Worker(
         "spring, no error handler", "spring", fixed(*JVM, "-jar", SPRING_JAR), exit_code=SIGTERM_EXIT, members_per_process=6,
         environment={"ERROR_HANDLER": ""}, cases=ERRORS_ONLY,
-        business=Sees(NO_REPLY, limit="a listener that throws is called ten times and sends no reply"),
-        exception=Sees(NO_REPLY, limit="a listener that throws is called ten times and sends no reply"),
+        business=CALLED_AGAIN, exception=CALLED_AGAIN,
         null=Sees(NO_REPLY, limit="a listener that returns null sends no reply"),
     ),
     Worker(
@@ -106,6 +112,10 @@ WORKERS = [
     Worker("node", "node", fixed("node", EXAMPLES / "node" / "worker.js")),
     Worker(
         "nestjs", "nestjs", fixed("node", NESTJS_MAIN), dialect="nestjs", exit_code=BY_SIGTERM,
+    ),
+    Worker(
+        "nestjs, JSON", "nestjs", fixed("node", NESTJS_MAIN), dialect="nestjs", format="json",
+        exit_code=BY_SIGTERM, environment={"PAYLOAD": "json"}, cases=PAYLOADS_ONLY,
     ),
     Worker(
         "nestjs, no filter", "nestjs", fixed("node", NESTJS_MAIN), dialect="nestjs", exit_code=BY_SIGTERM,

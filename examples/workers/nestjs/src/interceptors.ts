@@ -45,7 +45,7 @@ export class RequestInterceptor implements NestInterceptor, OnApplicationShutdow
   }
 }
 
-interface Answer { key: unknown; value: Buffer | null; headers: object }
+interface Answer { key: unknown; value: object | null; headers: object }
 interface Kept { digest: string; answer?: Answer; refused?: Refused }
 
 /** Nest adds the headers of one reply to the object that it is given. */
@@ -64,7 +64,8 @@ export class IdempotencyInterceptor implements NestInterceptor {
     const { headers = {} } = kafka.getMessage()
     if (headers['idempotency-key'] === undefined) return next.handle()
     const name = `${headers['grpc-method']} ${headers['idempotency-key']}`
-    const digest = createHash('sha256').update(context.switchToRpc().getData<Buffer>()).digest('hex')
+    const data = context.switchToRpc().getData<Buffer | object>()
+    const digest = createHash('sha256').update(Buffer.isBuffer(data) ? data : JSON.stringify(data)).digest('hex')
     const kept = this.answers.get(name)
     if (kept && kept.digest !== digest) {
       const words = 'this idempotency-key was sent with another message before'

@@ -22,8 +22,8 @@ const app = await NestFactory.createMicroservice<MicroserviceOptions>(WorkerModu
     consumer: { groupId: settings.groupId, sessionTimeout: 10_000, heartbeatInterval: 1_000, maxWaitTimeInMs: 500 },
     // Nest would add "-server" to the group's name.
     postfixId: '',
-    // Messages are protobuf: Nest must not take them for text.
-    parser: { keepBinary: true },
+    // Nest must not take protobuf for text; JSON it parses.
+    parser: { keepBinary: !settings.json },
     subscribe: { fromBeginning: true },
     run: { autoCommit: false, partitionsConsumedConcurrently: PARTITIONS_AT_ONCE_MAX },
     // -1: all replicas.

@@ -1,4 +1,4 @@
-// Encoded messages in, encoded messages out.
+// Messages in, messages out: protobuf or JSON.
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import protobuf from 'protobufjs'
@@ -12,18 +12,34 @@ root.resolvePath = (_origin, file) =>
 await root.load('payments/v1/payments.proto')
 const service = root.lookupService('payments.v1.PaymentService').resolveAll()
 
-/** `service[name]` as a function of bytes. An empty message is a Buffer of 0 bytes; null stays null. */
-export function overBytes<Request>(name: string, handle: (request: Request) => Promise<object | null>) {
+type Handle<Request> = (request: Request) => Promise<object | null>
+
+const types = (name: string) => {
   const { resolvedRequestType, resolvedResponseType } = (service as protobuf.Service).methods[name]!
+  return { request: resolvedRequestType!, reply: resolvedResponseType! }
+}
+
+/** `handle` as a function of bytes. An empty message is a Buffer of 0 bytes; null stays null. */
+export function overBytes<Request>(name: string, handle: Handle<Request>) {
+  const type = types(name)
   return async (payload: Buffer): Promise<Buffer | null> => {
-    const reply = await handle(decode(resolvedRequestType!, payload) as unknown as Request)
-    return reply === null ? null : Buffer.from(resolvedResponseType!.encode(reply).finish())
+    const reply = await handle(understood(() => type.request.decode(payload)) as Request)
+    return reply === null ? null : Buffer.from(type.reply.encode(reply).finish())
   }
 }
 
-function decode(type: protobuf.Type, payload: Buffer) {
+/** `handle` as a function of proto3 JSON, which Nest parses and writes. */
+export function overJson<Request>(name: string, handle: Handle<Request>) {
+  const type = types(name)
+  return async (payload: object): Promise<object | null> => {
+    const reply = await handle(understood(() => type.request.fromObject(payload)) as Request)
+    return reply === null ? null : type.reply.toObject(type.reply.fromObject(reply), { longs: String, enums: String })
+  }
+}
+
+function understood(decode: () => unknown) {
   try {
-    return type.decode(payload)
+    return decode()
   } catch (error) {
     throw new Refused(Code.INVALID_ARGUMENT, `the request does not decode: ${(error as Error).message}`)
   }
