@@ -121,9 +121,7 @@ async def success(row):
         check(got.reply.state == state.PAYMENT_STATE_DECLINED, f"the state is {got.reply.state}")
         request = state.RefundRequest(order_id=row.order("back"), payment_id="pay-1", amount_minor=5, currency="EUR")
         refunded = await caller.methods["Refund"](request, timeout=CALL_SECONDS)
-        expected = state.RefundReply(
-            order_id=request.order_id, payment_id="pay-1", state=state.PAYMENT_STATE_REFUNDED
-        )
+        expected = state.RefundReply(order_id=request.order_id, payment_id="pay-1", state=state.PAYMENT_STATE_REFUNDED)
         check(refunded == expected, f"the refund is {refunded}")
         times = [(await caller.paid(row.order(f"quick-{number}"))).ms for number in range(20)]
         return both(f"{statistics.median(times):.0f} ms")
@@ -136,6 +134,7 @@ async def business(row):
         refused = await caller.pay(row.order("bad"), 0, timeout=deadline)
         if sees:
             await check_logs(row, sees)
+            check(not refused.details.details, f"it has details after all: {refused.details}")
             return check_sees(sees, refused, deadline)
         text = check_sees(row.sees("INVALID_ARGUMENT", "amount_minor: must be above zero"), refused, deadline)
         check(refused.details.code == 3, f"the details are {refused.details}")
@@ -267,9 +266,7 @@ async def order(row):
         check(len({partition for partition, _ in found}) == 1, f"key {key} is in more than one partition")
         check(found == sorted(found), f"key {key} is in the log in another order than it was sent")
         wanted.update(found)
-    await asyncio.to_thread(
-        wait_until, lambda: wanted <= set(row.handled()), 5, "every request is in the worker's log"
-    )
+    await asyncio.to_thread(wait_until, lambda: wanted <= set(row.handled()), 5, "every request is in the worker's log")
     handled = [place for place in row.handled() if place in wanted]
     check(len(handled) == len(set(handled)), "a request was handled twice")
     for partition in {partition for partition, _ in handled}:

@@ -90,7 +90,8 @@ WORKERS = [
         null=Sees(NO_REPLY, limit="a listener that returns null sends no reply"),
     ),
     Worker(
-        "spring, no error handler", "spring", fixed(*JVM, "-jar", SPRING_JAR), exit_code=SIGTERM_EXIT, members_per_process=6,
+        "spring, no error handler", "spring", fixed(*JVM, "-jar", SPRING_JAR),
+        exit_code=SIGTERM_EXIT, members_per_process=6,
         environment={"ERROR_HANDLER": ""}, cases=ERRORS_ONLY,
         business=CALLED_AGAIN, exception=CALLED_AGAIN,
         null=Sees(NO_REPLY, limit="a listener that returns null sends no reply"),
@@ -104,15 +105,13 @@ WORKERS = [
         "smallrye, errors left to it", "smallrye", fixed(*JVM, "-jar", SMALLRYE_JAR), dialect="smallrye",
         exit_code=SIGTERM_EXIT, members_per_process=2,
         environment={"ANSWER_ERRORS": "false"}, cases=ERRORS_ONLY,
-        business=Sees(NO_REPLY, limit="a processor that throws sends no reply"),
-        exception=Sees(NO_REPLY, limit="a processor that throws sends no reply"),
+        business=Sees(NO_REPLY, limit="for a request that is nacked there is no reply"),
+        exception=Sees(NO_REPLY, limit="for a request that is nacked there is no reply"),
         null=Sees(NO_REPLY, limit="a processor that returns null sends no reply"),
     ),
     Worker("go", "go", fixed(GO_BINARY)),
     Worker("node", "node", fixed("node", EXAMPLES / "node" / "worker.js")),
-    Worker(
-        "nestjs", "nestjs", fixed("node", NESTJS_MAIN), dialect="nestjs", exit_code=BY_SIGTERM,
-    ),
+    Worker("nestjs", "nestjs", fixed("node", NESTJS_MAIN), dialect="nestjs", exit_code=BY_SIGTERM),
     Worker(
         "nestjs, JSON", "nestjs", fixed("node", NESTJS_MAIN), dialect="nestjs", format="json",
         exit_code=BY_SIGTERM, environment={"PAYLOAD": "json"}, cases=PAYLOADS_ONLY,
