@@ -151,7 +151,7 @@ pub(super) struct EchoFlags {
 
     /// Answer after this long, as a server that has something behind it
     #[arg(long, value_name = "TIME", default_value = "0s", value_parser = duration_or_zero)]
-    pub(super) delay: std::time::Duration,
+    pub(super) delay: Duration,
 }
 
 /// The echo worker.
