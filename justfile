@@ -34,6 +34,11 @@ e2e *ARGS:
     cargo build --release --locked
     python3 tests/e2e/run.py --antiphon target/release/antiphon {{ARGS}}
 
+# Clients of every language, driven through the same cases; prints a table.
+clients *ARGS:
+    cargo build --release --locked
+    python3 tests/clients/run.py --antiphon target/release/antiphon {{ARGS}}
+
 # What breaks under load on three brokers, row by row; takes half an hour.
 faults *ARGS:
     cargo build --release --locked
