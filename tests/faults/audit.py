@@ -5,6 +5,7 @@
 * `read_requests` reads whole request topics back when a row is over.
 """
 
+import bisect
 import collections
 import threading
 import time
@@ -24,6 +25,8 @@ IMPATIENT = {
     "metadata.max.age.ms": 30_000,
 }
 READ_BACK_SECONDS_MAX = 60
+# How far two clients of one broker may be apart.
+MOMENT_SECONDS = 0.2
 
 
 def consumer(bootstrap, **settings):
@@ -42,11 +45,13 @@ def correlation_id(record):
 
 
 class ReplyAudit:
-    """When each correlation id's first reply could be read, as Unix time."""
+    """When each correlation id's first reply could be read, as Unix time, and
+    in which partition; and when anything of each partition was."""
 
     def __init__(self, bootstrap, topic, partitions):
         self.bootstrap, self.topic, self.partitions = bootstrap, topic, partitions
-        self.seen = {}
+        self.seen = {}  # correlation id: (moment, partition)
+        self.reads = [[] for _ in range(partitions)]  # by partition: moments, in order
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
         self._thread.start()
@@ -70,11 +75,27 @@ class ReplyAudit:
             for record in records:
                 error = record.error()
                 if error is None:
-                    found = correlation_id(record)
+                    found, moments = correlation_id(record), self.reads[record.partition()]
+                    if not moments or moments[-1] < now:
+                        moments.append(now)
                     if found is not None:
-                        self.seen.setdefault(found, now)
+                        self.seen.setdefault(found, (now, record.partition()))
                 elif error.code() in (KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART):
                     return  # It is gone; another one may follow.
+
+    def available(self, fault_began):
+        """Correlation id to the moment from which its reply could be had. One
+        that was read in the moment of the fault's beginning counts as
+        available from when its partition could be read again: the same fetch,
+        sent a moment later, had no answer until then."""
+
+        def from_when(moment, partition):
+            if abs(moment - fault_began) > MOMENT_SECONDS:
+                return moment
+            again = bisect.bisect_right(self.reads[partition], fault_began + MOMENT_SECONDS)
+            return self.reads[partition][again] if again < len(self.reads[partition]) else float("inf")
+
+        return {identity: from_when(*seen) for identity, seen in self.seen.items()}
 
     def stop(self):
         self._stopping.set()

@@ -6,14 +6,13 @@ import contextlib
 import signal
 import socket
 import sys
-import tempfile
 import time
 import traceback
 from collections import Counter
 from pathlib import Path
 
 from cluster import Cluster
-from harness import PARTITIONS, TOPICS, Failure, check, generate_messages, wait_until
+from harness import PARTITIONS, TOPICS, Failure, check, wait_until
 from row import WARM_UP_SECONDS, Row, worker_lines
 
 PAYMENTS = TOPICS[0]
@@ -370,8 +369,8 @@ def as_markdown(found):
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
-def run_row(kind, title, options, cluster, messages, progress):
-    row = kind(title, options, cluster, messages, progress)
+def run_row(kind, title, options, cluster, progress):
+    row = kind(title, options, cluster, progress)
     keep = True
     try:
         progress(f"{title}: preparing")
@@ -425,8 +424,7 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     chosen = options.only or (QUICK if options.quick else list(ROWS))
     progress, results = Progress(), []
-    with tempfile.TemporaryDirectory() as generated, contextlib.ExitStack() as cleaning:
-        generate_messages(generated)
+    with contextlib.ExitStack() as cleaning:
         progress("starting three brokers", final=True)
         cluster = Cluster()
         cleaning.callback(cluster.stop)
@@ -434,7 +432,7 @@ def main():
             progress.place = f"{number}/{len(chosen)}"
             kind, title = ROWS[name]
             cluster.repair()
-            found = run_row(kind, title, options, cluster, generated, progress)
+            found = run_row(kind, title, options, cluster, progress)
             results.append(found)
             progress(as_markdown(found), final=True)
     broken = [found for found in results if found["broken"]]

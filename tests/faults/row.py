@@ -8,7 +8,9 @@ wrong       OK, but with the reply to another call. Must be 0.
 lost        not OK, although the worker had handled the request and written its
             reply, and an independent reader (librdkafka, impatient, on the same
             way through the network as the gateway) had that reply in its hands
-            at least ROOM_SECONDS before the call's deadline. Must be 0.
+            at least ROOM_SECONDS before the call's deadline. (One that it got in
+            the very moment in which the fault began counts from when that
+            partition could be read again.) Must be 0.
 sent twice  correlation ids of Pay, which may not be repeated, that stand more
             than once in the request topic. Must be 0. (SetRadius is idempotent
             and may be repeated.)
@@ -17,7 +19,7 @@ misreported calls whose `antiphon-outcome` says `not-sent` while the request is
 late        the longest wait beyond the deadline. The gateway alone holds the
             deadline (its timeout_max; the caller's own timer runs 5 s longer),
             from when the call reaches it, so the caller's clock starts a little
-            earlier. By how much the caller's own event loop was late around
+            earlier. By how much the caller's own timers were late around
             that moment, measured all along, is taken off. Must be below
             LATE_SECONDS_MAX.
 ready       seconds from the end of the fault to the moment from which /ready
@@ -27,9 +29,10 @@ recovered   of the calls begun in the last RECOVERED_SECONDS, all but a few are
 """
 
 import collections
+import itertools
 import json
+import os
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -46,16 +49,15 @@ RECOVERED_SHARE_MIN = 0.99
 WARM_UP_SECONDS = 3
 GROUP_SECONDS_MAX = 60
 TOPIC_OF = {"pay": TOPICS[0], "radius": TOPICS[1], "echo": TOPICS[2]}
-HERE = Path(__file__).resolve().parent
 
 
 class Load:
-    """load.py in a process of its own."""
+    """The program in load/, in a process of its own."""
 
-    def __init__(self, folder, name, messages, gateways, **arguments):
+    def __init__(self, folder, name, gateways, **arguments):
         self.out = folder / f"{name}.calls"
         self.counts = {}
-        command = [sys.executable, str(HERE / "load.py"), "--messages", str(messages), "--out", str(self.out)]
+        command = [os.environ["FAULTS_LOAD"], "--out", str(self.out)]
         for gateway in gateways:
             command += ["--gateway", gateway]
         for argument, value in arguments.items():
@@ -102,12 +104,13 @@ class Row:
     retry_seconds = 0
     worker_topics = TOPICS
 
-    def __init__(self, title, options, cluster, messages, progress):
-        self.title, self.options, self.cluster, self.messages = title, options, cluster, messages
+    def __init__(self, title, options, cluster, progress):
+        self.title, self.options, self.cluster = title, options, cluster
         self.progress = progress
         self.folder = Path(tempfile.mkdtemp(prefix="antiphon-faults-"))
         self.run = self.folder.name.removeprefix("antiphon-faults-")
         self.children, self.workers, self.loads, self.audits, self.remarks = [], [], [], [], []
+        self.worker_numbers = itertools.count()
         self.gateway = None
         self.fault_began = self.fault_ended = None
         self.broken = []
@@ -129,10 +132,11 @@ class Row:
         return gateway
 
     def start_workers(self, count):
-        group, first = f"faults-{self.run}", len(self.workers)
+        group = f"faults-{self.run}"
+        # A name is a worker's for good: its files are what it did.
         fresh = [
-            Worker(self.folder, f"worker-{first + i}", self.cluster.bootstrap, group, self.work_ms, self.worker_topics)
-            for i in range(count)
+            Worker(self.folder, f"worker-{next(self.worker_numbers)}", self.cluster.bootstrap, group, self.work_ms, self.worker_topics)
+            for _ in range(count)
         ]
         self.workers += fresh
         self.children += fresh
@@ -149,14 +153,14 @@ class Row:
             "run": self.run, "rate": self.options.rate, "deadline": self.options.deadline, "radius_every": 5,
             "retry_seconds": self.retry_seconds, **arguments,
         }  # fmt: skip
-        load = Load(self.folder, name, self.messages, gateways or [self.gateway.grpc], **arguments)
+        load = Load(self.folder, name, gateways or [self.gateway.grpc], **arguments)
         self.loads.append(load)
         return load
 
     # ---- the fault ----
 
     def begin(self):
-        self.fault_began = time.monotonic()
+        self.fault_began, self.fault_began_unix = time.monotonic(), time.time()
 
     def end(self):
         self.fault_ended = time.monotonic()
@@ -192,7 +196,7 @@ class Row:
         counts = collections.Counter(call["code"] for call in calls)
         replies = {}
         for audit in self.audits:
-            replies.update(audit.seen)
+            replies.update(audit.available(self.fault_began_unix))
         journal = [line for worker in self.workers for line in worker_lines(worker)]
         occurrences = collections.defaultdict(set)
         for identity, places in requests.places.items():

@@ -4,18 +4,31 @@
     tests/faults/run.py faults --antiphon target/release/antiphon [--quick]
     tests/faults/run.py memory --antiphon target/release/antiphon
 
-Needs what tests/e2e/run.py needs, but for Go, and shares its venv. This file
-only prepares; faults.py and memory.py are what is run.
+Needs what tests/e2e/run.py needs, and shares its venv; Go builds the load
+generator in load/. This file only prepares; faults.py and memory.py are what
+is run.
 """
 
 import importlib.util
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 E2E = HERE.parent / "e2e"
 PROGRAMS = ["faults", "memory"]
+
+
+def build_load(folder):
+    """The load generator; quick when nothing has changed."""
+    if shutil.which("go") is None:
+        sys.exit("Go, which builds the load generator, is missing: install Go 1.25 or newer")
+    program = folder / "faults-load"
+    program.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["go", "build", "-o", str(program), "."], cwd=HERE / "load", check=True)
+    return program
 
 
 def main():
@@ -25,7 +38,10 @@ def main():
     e2e_run = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(e2e_run)
     python = e2e_run.prepare_venv()
-    environment = {**os.environ, "PYTHONPATH": str(E2E), "PYTHONDONTWRITEBYTECODE": "1"}
+    load = build_load(e2e_run.CACHE / "bin")
+    environment = {
+        **os.environ, "PYTHONPATH": str(E2E), "PYTHONDONTWRITEBYTECODE": "1", "FAULTS_LOAD": str(load),
+    }  # fmt: skip
     os.execve(python, [str(python), str(HERE / f"{sys.argv[1]}.py"), *sys.argv[2:]], environment)
 
 

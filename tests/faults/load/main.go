@@ -1,0 +1,277 @@
+// A steady stream of calls from a process of its own: open loop, so a slow
+// answer never holds the next call up.
+//
+// Writes one JSON line per call to --out when it is over, and a line of running
+// counts to standard output every second. Ends by itself after --seconds, or
+// when its standard input is closed, and then waits for the calls under way.
+//
+// In Go because a burst of some thousand replies at once, which is what the end
+// of most faults looks like, must not wait for the one who measures.
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"log"
+	"os"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+)
+
+const (
+	// A gateway allows 1,000 streams a connection; calls must not queue up in the client.
+	callsPerChannel = 800
+	// The caller's own patience beyond the deadline: a gateway that does not
+	// keep the deadline shows.
+	guard          = 5 * time.Second
+	retryPause     = 200 * time.Millisecond
+	connectTimeout = 20 * time.Second
+)
+
+type addresses []string
+
+func (a *addresses) String() string         { return fmt.Sprint(*a) }
+func (a *addresses) Set(value string) error { *a = append(*a, value); return nil }
+
+type options struct {
+	gateways     addresses
+	out, run     string
+	kind         string
+	rate         float64
+	seconds      float64
+	deadline     float64
+	retrySeconds float64
+	radiusEvery  int
+	first        int
+}
+
+// line is one call, as the account reads it.
+type line struct {
+	N        int     `json:"n"`
+	Kind     string  `json:"kind"`
+	Key      string  `json:"key"`
+	Attempts int     `json:"attempts"`
+	Sent     float64 `json:"sent"` // Unix seconds
+	Code     string  `json:"code"`
+	Words    string  `json:"words,omitempty"`
+	Wrong    bool    `json:"wrong"`
+	Seconds  float64 `json:"seconds"`
+	// Of the last attempt, seconds beyond the deadline.
+	Beyond  float64 `json:"beyond"`
+	Cid     *string `json:"cid"`
+	Outcome *string `json:"outcome"`
+	// How late this process's own timers were around the end of the call.
+	Lag float64 `json:"lag"`
+
+	ended time.Time
+}
+
+type caller struct {
+	options
+	channels []*grpc.ClientConn
+	lag      *lagMeter
+
+	mutex  sync.Mutex
+	lines  []*line
+	counts map[string]int
+}
+
+func main() {
+	var o options
+	flag.Var(&o.gateways, "gateway", "HOST:PORT; may be repeated")
+	flag.StringVar(&o.out, "out", "", "file of the calls")
+	flag.StringVar(&o.run, "run", "", "begins every key")
+	flag.StringVar(&o.kind, "kind", "pay", "pay, radius or echo")
+	flag.Float64Var(&o.rate, "rate", 500, "calls a second")
+	flag.Float64Var(&o.seconds, "seconds", 600, "")
+	flag.Float64Var(&o.deadline, "deadline", 10, "seconds, as the gateway is configured")
+	flag.Float64Var(&o.retrySeconds, "retry-seconds", 0, "repeat under an idempotency key for so long")
+	flag.IntVar(&o.radiusEvery, "radius-every", 0, "every so many calls are SetRadius")
+	flag.IntVar(&o.first, "first", 0, "number of the first call")
+	flag.Parse()
+	if len(o.gateways) == 0 || o.out == "" || o.run == "" || flag.NArg() != 0 {
+		flag.Usage()
+		os.Exit(64)
+	}
+	c := &caller{options: o, counts: map[string]int{}, lag: newLagMeter()}
+	if err := c.connect(); err != nil {
+		log.Fatal(err)
+	}
+	c.drive()
+	if err := c.write(); err != nil {
+		log.Fatal(err)
+	}
+}
+
+func (c *caller) connect() error {
+	perGateway := int(c.rate*(c.deadline+guard.Seconds())/callsPerChannel) + 1
+	params := grpc.ConnectParams{
+		Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 500 * time.Millisecond},
+		MinConnectTimeout: time.Second,
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), connectTimeout)
+	defer cancel()
+	// Neighbouring calls go to different gateways.
+	for i := 0; i < perGateway; i++ {
+		for _, address := range c.gateways {
+			channel, err := grpc.NewClient("passthrough:///"+address,
+				grpc.WithTransportCredentials(insecure.NewCredentials()),
+				grpc.WithConnectParams(params), grpc.WithDisableRetry(), grpc.WithIdleTimeout(0),
+				grpc.WithDefaultCallOptions(grpc.ForceCodec(raw{})))
+			if err != nil {
+				return err
+			}
+			channel.Connect()
+			for state := channel.GetState(); state != connectivity.Ready; state = channel.GetState() {
+				if !channel.WaitForStateChange(ctx, state) {
+					return fmt.Errorf("no connection to %s within %s", address, connectTimeout)
+				}
+			}
+			c.channels = append(c.channels, channel)
+		}
+	}
+	return nil
+}
+
+func (c *caller) drive() {
+	ended := make(chan struct{})
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		close(ended)
+	}()
+	fmt.Println("started")
+	began, number := time.Now(), 0
+	telling := time.NewTicker(time.Second)
+	tick := time.NewTicker(2 * time.Millisecond)
+	var underWay sync.WaitGroup
+	for over := false; !over && time.Since(began).Seconds() < c.seconds; {
+		for due := int(time.Since(began).Seconds() * c.rate); number < due; number++ {
+			underWay.Add(1)
+			go func(number int) {
+				defer underWay.Done()
+				c.call(number)
+			}(c.first + number)
+		}
+		select {
+		case <-ended:
+			over = true
+		case <-telling.C:
+			c.tell(number)
+		case <-tick.C:
+		}
+	}
+	underWay.Wait()
+	c.tell(number)
+}
+
+func (c *caller) call(number int) {
+	kind := c.kind
+	if c.radiusEvery > 0 && number%c.radiusEvery == 0 {
+		kind = "radius"
+	}
+	request := newRequest(kind, c.run, number)
+	started := time.Now()
+	l := &line{N: number, Kind: kind, Key: request.key, Sent: unix(started)}
+	for {
+		channel := c.channels[(number+l.Attempts)%len(c.channels)] // A repeat goes to the next one.
+		l.Attempts++
+		c.attempt(channel, request, l)
+		again := l.Code == "UNAVAILABLE" || l.Code == "DEADLINE_EXCEEDED" || l.Code == "CANCELLED" || l.Code == "UNKNOWN"
+		if c.retrySeconds == 0 || !again || time.Since(started).Seconds() >= c.retrySeconds {
+			break
+		}
+		time.Sleep(retryPause)
+	}
+	l.Seconds = l.ended.Sub(started).Seconds()
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	c.lines = append(c.lines, l)
+	c.counts[l.Code]++
+	if l.Wrong {
+		c.counts["wrong"]++
+	}
+}
+
+func (c *caller) attempt(channel *grpc.ClientConn, request request, l *line) {
+	began := time.Now()
+	// The gateway holds the deadline by its own configuration (timeout_max), so
+	// what is measured here is its clock and not this client's timer.
+	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(c.deadline*float64(time.Second))+guard)
+	defer cancel()
+	if c.retrySeconds > 0 {
+		ctx = metadata.AppendToOutgoingContext(ctx, "idempotency-key", fmt.Sprintf("%s-%d", c.run, l.N))
+	}
+	var reply []byte
+	var trailers metadata.MD
+	err := channel.Invoke(ctx, request.path, request.message, &reply, grpc.Trailer(&trailers))
+	l.ended = time.Now()
+	l.Beyond = l.ended.Sub(began).Seconds() - c.deadline
+	if err == nil {
+		l.Code, l.Words, l.Wrong = "OK", "", !request.isOwn(reply)
+	} else {
+		l.Code, l.Words, l.Wrong = codeName(status.Code(err)), status.Convert(err).Message(), false
+	}
+	l.Cid, l.Outcome = first(trailers, "antiphon-correlation-id"), first(trailers, "antiphon-outcome")
+}
+
+func first(trailers metadata.MD, name string) *string {
+	if values := trailers.Get(name); len(values) > 0 {
+		return &values[0]
+	}
+	return nil
+}
+
+func (c *caller) tell(sent int) {
+	c.mutex.Lock()
+	c.counts["sent"] = sent
+	words, err := json.Marshal(c.counts)
+	c.mutex.Unlock()
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(string(words))
+}
+
+func (c *caller) write() error {
+	file, err := os.Create(c.out)
+	if err != nil {
+		return err
+	}
+	out := bufio.NewWriter(file)
+	encoder := json.NewEncoder(out)
+	for _, l := range c.lines {
+		l.Lag = c.lag.around(l.ended)
+		if err := encoder.Encode(l); err != nil {
+			return err
+		}
+	}
+	if err := out.Flush(); err != nil {
+		return err
+	}
+	return file.Close()
+}
+
+func unix(t time.Time) float64 { return float64(t.UnixNano()) / 1e9 }
+
+// codeName is the code as the gRPC specification writes it.
+func codeName(code codes.Code) string {
+	names := [...]string{"OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND",
+		"ALREADY_EXISTS", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED",
+		"OUT_OF_RANGE", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED"}
+	if int(code) < len(names) {
+		return names[code]
+	}
+	return code.String()
+}
