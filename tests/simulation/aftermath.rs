@@ -28,6 +28,13 @@ pub(crate) fn check(history: &History, plan: &Plan) -> Vec<String> {
     let books = Books::open(history);
     let mut wrong = Vec::new();
     for (id, numbers) in &books.calls {
+        if numbers.is_empty() {
+            let said = |what| format!("a call that nobody has heard of any more: {what}");
+            let kinds = [Kind::DeadLetter, Kind::LateReply];
+            let checks = kinds.map(|kind| books.is_there_at_most_once((kind, *id)).map(drop));
+            let checks = checks.into_iter().chain([books.is_not_there((Kind::Cancel, *id))]);
+            wrong.extend(checks.filter_map(Result::err).map(said));
+        }
         for (number, call) in numbers.iter().map(|number| (number, &history.calls[*number])) {
             let checks = [
                 books.has_its_letter(*id, call),
@@ -39,7 +46,8 @@ pub(crate) fn check(history: &History, plan: &Plan) -> Vec<String> {
         }
     }
     let about = books.written.keys().chain(books.lost.keys()).chain(books.attempts.keys());
-    let strays = about.filter(|(_, id)| !books.calls.contains_key(id)).collect::<BTreeSet<_>>();
+    let strays = about.filter(|(kind, id)| !books.calls.contains_key(id) && !books.is_unheard_of(*kind, *id));
+    let strays = strays.collect::<BTreeSet<_>>();
     wrong.extend(strays.into_iter().map(|(kind, id)| format!("a {kind:?} is about no call: {}", shown(*id))));
     wrong
 }
@@ -50,7 +58,7 @@ type Id = [u8; 16];
 struct Books<'a> {
     history: &'a History,
     /// Calls by the ids under which they were sent, or told to be. More than
-    /// one where they share an idempotency key.
+    /// one where they share an idempotency key, none where they have all gone.
     calls: BTreeMap<Id, BTreeSet<usize>>,
     written: BTreeMap<(Kind, Id), Vec<&'a Beside>>,
     lost: BTreeMap<(Kind, Id), usize>,
@@ -70,7 +78,11 @@ impl<'a> Books<'a> {
         let mut attempts: BTreeMap<_, (usize, usize, bool)> = BTreeMap::new();
         for attempt in &history.attempts {
             for (id, call) in attempt.ids.iter().zip(&attempt.calls) {
-                calls.entry(id.to_bytes()).or_default().insert(*call);
+                let told = calls.entry(id.to_bytes()).or_default();
+                // The message of one with a key may be another one's.
+                if history.calls[*call].idempotency_key.is_none() {
+                    told.insert(*call);
+                }
             }
             for (kind, id) in &attempt.beside {
                 let (times, uncertain, throttled) = attempts.entry((*kind, id.to_bytes())).or_default();
@@ -90,6 +102,17 @@ impl<'a> Books<'a> {
             }
         }
         Self { history, calls, written, lost, attempts }
+    }
+
+    /// A call with an idempotency key whose callers have all gone, and which was
+    /// refused before anything was sent: only its dead letter tells of it.
+    fn is_unheard_of(&self, kind: Kind, id: Id) -> bool {
+        let asks = |call: &CallEntry| {
+            call.idempotency_key.is_some() && call.route.dead_letter_on.contains(&DeadLetterOn::Rejected)
+        };
+        kind == Kind::DeadLetter
+            && self.history.calls.iter().any(asks)
+            && self.is_there_once((kind, id)).is_ok()
     }
 
     fn has_its_letter(&self, id: Id, call: &CallEntry) -> Checked {

@@ -109,20 +109,19 @@ pub(crate) fn of(history: &History) -> Census {
     census
 }
 
-/// Calls in the log that were told `unknown`, though the last attempt certainly
-/// was not what has put them there: who looks at that alone tells a lie.
+/// Calls in the log whose last attempt before the end came to nothing for
+/// certain: who looks at that one alone tells a lie.
 fn doubts_that_stay(history: &History) -> usize {
-    let told_unknown = history.calls.iter().enumerate().filter(|(_, call)| {
-        call.trace().is_some_and(|trace| trace.outcome == Outcome::Unknown) && repeatable(&call.route)
-    });
     let stays = |(number, call): &(usize, &CallEntry)| {
-        let Some((ended, _)) = &call.ended else { return false };
-        let mine = history.attempts.iter().filter(|attempt| attempt.calls.contains(number));
-        let over = mine.filter(|attempt| attempt.to.is_some_and(|to| to < *ended));
-        over.last().is_some_and(|last| last.certain)
-            || history.appends.iter().any(|a| a.call == *number && !a.late)
+        let told_unknown = call.trace().is_some_and(|trace| trace.outcome == Outcome::Unknown);
+        let Some((ended, _)) = call.ended.as_ref().filter(|_| told_unknown && repeatable(&call.route)) else {
+            return false;
+        };
+        let over = history.attempts.iter().filter(|attempt| attempt.to.is_some_and(|to| to < *ended));
+        let mut mine = over.filter(|attempt| attempt.calls.contains(number));
+        mine.next_back().is_some_and(|last| last.certain) && history.appends.iter().any(|a| a.call == *number)
     };
-    told_unknown.filter(stays).count()
+    history.calls.iter().enumerate().filter(stays).count()
 }
 
 fn end(call: &CallEntry) -> Option<&'static str> {

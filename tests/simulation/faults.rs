@@ -48,7 +48,8 @@ pub(crate) enum Trouble {
     FetchSlow,
     /// Retention drops everything in the log.
     Trimmed,
-    /// The broker takes what is under way, and dies before it answers.
+    /// The broker takes what is under way, and dies before it answers; neither
+    /// workers nor we reach the partition until the end.
     BrokerDies,
     /// Workers are silent; some answer later.
     Silent,
@@ -140,18 +141,18 @@ impl Plan {
             poison: chance(10),
             no_offset: chance(20),
             workers: chance(60),
-            cancels: chance(30),
+            cancels: chance(40),
             keys: chance(60),
         };
         let circuit = match rng.u8(..3) {
             0 => CircuitConfig {
                 timeouts_max: rng.u32(1..6),
-                open_for: Duration::from_millis(rng.u64(500..6_000)),
+                open_for: Duration::from_millis(rng.u64(200..4_000)),
             },
             _ => CircuitConfig::default(),
         };
         let noise = if circuit.timeouts_max > 0 { Noise { keys: 0, ..noise } } else { noise };
-        let window = Duration::from_millis(rng.u64(2_000..20_000));
+        let window = Duration::from_millis(rng.u64(1_000..15_000));
         let windows = (0..rng.usize(0..8)).map(|_| Window::new(rng)).collect();
         Self {
             noise,
@@ -232,7 +233,12 @@ impl Window {
     }
 
     fn new(rng: &mut Rng) -> Self {
-        let trouble = Trouble::ALL[rng.usize(..Trouble::ALL.len())];
+        // The frequent ones among real ones, too.
+        let trouble = match rng.u8(..10) {
+            0 => Trouble::BrokerDies,
+            1 => Trouble::Silent,
+            _ => Trouble::ALL[rng.usize(..Trouble::ALL.len())],
+        };
         let topics = [
             REQUEST_TOPICS[0].0,
             REQUEST_TOPICS[0].0,

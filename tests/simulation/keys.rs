@@ -7,7 +7,7 @@ use std::time::Duration;
 use antiphon::exchange::{Answer, Failure, Outcome, Repeat, Why};
 
 use crate::faults::Plan;
-use crate::history::{CallEntry, End, History};
+use crate::history::{Attempt, CallEntry, End, History};
 use crate::invariants::Checked;
 
 /// A key is remembered for so long after the deadline of the first call with
@@ -29,6 +29,7 @@ pub(crate) fn check(history: &History, plan: &Plan) -> Vec<String> {
             group.is_sent_once(),
             group.has_one_reply_for_all(),
             group.is_refused_for_cause(),
+            group.is_forgotten(),
             group.is_told(),
         ];
         wrong.extend(checks.into_iter().filter_map(Result::err).map(|what| format!("key {name:?}: {what}")));
@@ -62,13 +63,7 @@ impl Group<'_> {
         let origins: BTreeSet<usize> = self.entries().map(|call| call.origin).collect();
         let appends = self.history.appends.iter().filter(|append| origins.contains(&append.call));
         let ids: BTreeSet<[u8; 16]> = appends.map(|append| append.id.to_bytes()).collect();
-        let begun = |id: &[u8; 16]| {
-            let mut attempts = self.history.attempts.iter();
-            attempts
-                .find(|attempt| attempt.ids.iter().any(|sent| sent.to_bytes() == *id))
-                .map(|attempt| attempt.from)
-        };
-        let Some(last) = ids.iter().filter_map(begun).max() else { return Ok(()) };
+        let Some(last) = ids.iter().filter_map(|id| self.begun(id)).max() else { return Ok(()) };
         let windows = last.saturating_sub(first).as_nanos() / self.plan.idempotency.window.as_nanos();
         let asked =
             self.history.replies.iter().filter(|reply| origins.contains(&reply.call) && reply.asks_again);
@@ -108,6 +103,31 @@ impl Group<'_> {
             }
         }
         Ok(())
+    }
+
+    /// After its window a key stands for nothing: who comes then is the first.
+    fn is_forgotten(&self) -> Checked {
+        for call in self.entries() {
+            let Some(trace) = call.trace().filter(|trace| trace.repeat.is_some()) else { continue };
+            let Some(id) = trace.id else { continue };
+            let sent = self.begun(&id.to_bytes()).unwrap_or(call.issued);
+            let stands = |first: &CallEntry| {
+                first.origin == call.origin
+                    && first.issued <= sent
+                    && call.issued <= remembered_until(first, self.plan)
+            };
+            if !self.entries().any(stands) {
+                return Err(format!("was known at {:?}, of a call sent at {sent:?}", call.issued));
+            }
+        }
+        Ok(())
+    }
+
+    /// When a request was first sent under this id.
+    fn begun(&self, id: &[u8; 16]) -> Option<Duration> {
+        let mut attempts = self.history.attempts.iter();
+        let has = |attempt: &&Attempt| attempt.ids.iter().any(|sent| sent.to_bytes() == *id);
+        attempts.find(has).map(|attempt| attempt.from)
     }
 
     /// A verdict that leaves the caller free to try again is not kept.

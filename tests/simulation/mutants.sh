@@ -110,7 +110,7 @@ mutant other-shards-replies-are-dropped src/exchange/replies.rs \
             .filter(|_| !@ || usize::from(id.shard()) == self.shard)'
 mutant hasty-trim src/exchange/heartbeat.rs \
     'let read_to = heart.instance.next_offset(heart.shard);' \
-    'let read_to = heart.instance.next_offset(heart.shard) + if @ { 2 } else { 0 };'
+    'let read_to = heart.instance.next_offset(heart.shard) + i64::from(@);'
 
 # Dead letters, and late replies beside them.
 mutant no-dead-letter src/exchange/flight.rs \

@@ -30,7 +30,7 @@ use crate::history::History;
 use crate::losses;
 use crate::workers::Worker;
 
-const REVIEW_INTERVAL: Duration = Duration::from_millis(50);
+const REVIEW_INTERVAL: Duration = Duration::from_millis(100);
 const METADATA_REFRESH: Duration = Duration::from_secs(10);
 const HEARTBEAT_AGE_MAX: Duration = Duration::from_secs(15);
 /// Start and calm: nothing is in the way of getting ready.

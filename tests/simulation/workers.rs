@@ -90,6 +90,7 @@ impl Worker {
         let partition = job.reply_to.unwrap_or_default();
         let proper = job.reply(job.id, Some(job.message.clone()));
         let mine = Some(job);
+        let any_time = if self.rng.u8(..4) == 0 { late } else { soon };
         match self.rng.u8(..14) {
             0 => {}
             1 | 2 => self.send(late, partition, proper, mine),
@@ -103,14 +104,14 @@ impl Worker {
             }
             5 => {
                 let code = [9, 14][self.rng.usize(..2)];
-                self.send(soon, partition, job.status(code), mine);
+                self.send(any_time, partition, job.status(code), mine);
             }
             6 => {
                 let mut record = job.reply(job.id, Some(job.message.clone()));
                 record.headers.push((HeaderName::Borrowed("grpc-status"), Bytes::from_static(b"99")));
-                self.send(soon, partition, record, mine);
+                self.send(any_time, partition, record, mine);
             }
-            7 => self.send(soon, partition, job.reply(job.id, None), mine),
+            7 => self.send(any_time, partition, job.reply(job.id, None), mine),
             8 => {
                 let mut record = proper;
                 record.headers[0].1 = Bytes::copy_from_slice(&job.id.to_bytes());

@@ -204,6 +204,11 @@ impl SimCluster {
                 self.delete(topic);
                 self.create(topic, partitions);
             }
+            // Then workers can read what it had taken.
+            Trouble::BrokerDies => {
+                sleep_until(started + window.time.end).await;
+                self.0.changed.notify_waiters();
+            }
             Trouble::LeaderMoves => self.move_leaders(topic),
             Trouble::Trimmed => self.expire(topic),
             _ => {}
@@ -218,6 +223,9 @@ impl SimCluster {
     /// Requests of a partition from `next` on, which is moved behind them.
     pub(crate) fn requests(&self, topic: &str, partition: i32, next: &mut (u64, i64)) -> Vec<Received> {
         let state = self.state();
+        if state.has(topic, Trouble::BrokerDies) {
+            return Vec::new();
+        }
         let Some(found) = state.topics.get(topic) else { return Vec::new() };
         if next.0 != found.incarnation {
             *next = (found.incarnation, 0);
