@@ -15,13 +15,15 @@ const ALWAYS: [&str; 3] = [TRACEPARENT, TRACESTATE, IDEMPOTENCY_KEY];
 
 /// The allow-lists, ready to use.
 #[derive(Debug)]
-pub(super) struct Allowed {
+pub struct Allowed {
     forward: Vec<String>,
     give_back: Vec<String>,
 }
 
 impl Allowed {
-    pub(super) fn new(forward: &[String], give_back: &[String]) -> Self {
+    /// These names of request metadata go into records, those of reply headers
+    /// come back; upper and lower case are one.
+    pub fn new(forward: &[String], give_back: &[String]) -> Self {
         let lower = |names: &[String]| names.iter().map(|name| name.to_ascii_lowercase()).collect();
         let mut forward: Vec<String> = lower(forward);
         forward.retain(|name| !ALWAYS.contains(&name.as_str()));
@@ -30,7 +32,7 @@ impl Allowed {
 
     /// Record headers for a request. A key that came several times becomes one
     /// header, its values joined by commas, as gRPC allows for metadata.
-    pub(super) fn forward(&self, headers: &HeaderMap) -> Result<Vec<(RecordHeaderName, Bytes)>, Status> {
+    pub fn forward(&self, headers: &HeaderMap) -> Result<Vec<(RecordHeaderName, Bytes)>, Status> {
         let key: usize = headers.get_all(IDEMPOTENCY_KEY).iter().map(HeaderValue::len).sum();
         if key > limits::IDEMPOTENCY_KEY_BYTES_MAX {
             let max = limits::IDEMPOTENCY_KEY_BYTES_MAX;
@@ -51,7 +53,7 @@ impl Allowed {
     /// Response metadata from a reply's headers. A value that HTTP/2 can't
     /// carry is left out, and so is what goes beyond
     /// [`limits::RESPONSE_METADATA_BYTES_MAX`].
-    pub(super) fn give_back(&self, reply: &[(RecordHeaderName, Bytes)]) -> HeaderMap {
+    pub fn give_back(&self, reply: &[(RecordHeaderName, Bytes)]) -> HeaderMap {
         let mut metadata = HeaderMap::new();
         let mut bytes = 0;
         for (name, value) in reply {

@@ -110,15 +110,18 @@ impl Plea {
         // timed out if its request was sent, and that only the gateway knows.
         let cancelled_after = cancelled_after
             .filter(|after| plan.circuit.timeouts_max == 0 || *after + AS_GOOD_AS_TIMED_OUT < timeout);
+        let again = (rng.u8(..100) < plan.noise.keys).then(|| (rng.u8(..6), rng.u8(..8) == 0));
+        let method = METHODS[rng.usize(..METHODS.len())];
         Self {
-            method: METHODS[rng.usize(..METHODS.len())],
+            // What comes after a call's deadline matters most where both meet.
+            method: if again.is_some() && rng.u8(..3) == 0 { "/sim.Keyed/Owe" } else { method },
             shard: rng.usize(..shards),
             key,
             partition: rng.i32(..4),
             padding: if rng.u8(..20) == 0 { rng.usize(..25_000) } else { rng.usize(..200) },
             timeout,
             cancelled_after,
-            again: (rng.u8(..100) < plan.noise.keys).then(|| (rng.u8(..6), rng.u8(..8) == 0)),
+            again,
             probe: false,
         }
     }

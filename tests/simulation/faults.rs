@@ -30,7 +30,9 @@ pub(crate) enum Trouble {
     Delayed,
     /// The broker appends and throttles.
     Throttled,
-    /// The broker refuses everything, as it does after a change of rights.
+    /// The broker refuses everything, as it does after a change of rights; in
+    /// half of the cases after another one has become the leader, so that who
+    /// wants to send has to connect first.
     Forbidden,
     /// The broker denies knowing the topic, which is there.
     Denied,
@@ -234,9 +236,10 @@ impl Window {
 
     fn new(rng: &mut Rng) -> Self {
         // The frequent ones among real ones, too.
-        let trouble = match rng.u8(..10) {
+        let trouble = match rng.u8(..12) {
             0 => Trouble::BrokerDies,
             1 => Trouble::Silent,
+            2 => Trouble::Forbidden,
             _ => Trouble::ALL[rng.usize(..Trouble::ALL.len())],
         };
         let topics = [

@@ -18,6 +18,7 @@
 //! SIM_SEED=17 cargo test --test simulation                        one, with its plan
 //! SIM_SEEDS=10000 cargo test --release --test simulation          many
 //! SIM_FIRST=10000 SIM_SEEDS=10000 cargo test ...                  others
+//! SIM_FAILURES_MAX=5 cargo test ...                               until five have failed
 //! tests/simulation/mutants.sh                                     does it notice?
 //! ```
 

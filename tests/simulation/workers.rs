@@ -90,7 +90,7 @@ impl Worker {
         let partition = job.reply_to.unwrap_or_default();
         let proper = job.reply(job.id, Some(job.message.clone()));
         let mine = Some(job);
-        let any_time = if self.rng.u8(..4) == 0 { late } else { soon };
+        let any_time = if self.rng.bool() { late } else { soon };
         match self.rng.u8(..14) {
             0 => {}
             1 | 2 => self.send(late, partition, proper, mine),
