@@ -552,6 +552,7 @@ impl ShardPlan {
             message_bytes_max: self.config.grpc.message_bytes_max,
             lane_queue_max: self.config.limits.lane_queue_max,
             reply: self.config.reply,
+            custom_dialect: self.routes.custom_dialect().cloned(),
         };
         let exchange =
             Arc::new(Exchange::start(self.shard, self.instance, cluster, &self.supervisor, settings));

@@ -72,6 +72,14 @@ impl CorrelationId {
     }
 }
 
+impl CorrelationId {
+    /// Whether its form is that of an id of ours, version 8. Frameworks make up
+    /// ids of their own, of version 4.
+    pub const fn is_of_our_form(self) -> bool {
+        (self.0 >> 76) & 0xf == 8
+    }
+}
+
 impl fmt::Display for CorrelationId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         uuid::Uuid::from_u128(self.0).hyphenated().fmt(f)

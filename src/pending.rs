@@ -63,6 +63,13 @@ pub enum SendFailure {
 pub enum Completion {
     /// The reply.
     Reply(Box<Received>),
+    /// A second message, where a reply in parts may have one.
+    SecondMessage {
+        /// Offset of the first.
+        first: i64,
+        /// The second.
+        second: Box<Received>,
+    },
     /// Kafka's acknowledgement, for a call that waits for no more.
     Acknowledged(Coordinates),
     /// The request will never be in the log.
@@ -94,6 +101,8 @@ pub enum Ended {
 pub enum Verdict {
     /// A waiting call has it.
     Delivered,
+    /// It is kept for a waiting call until the end of its reply comes.
+    Kept,
     /// Its call has had a reply already.
     Duplicate,
     /// Its call had ended without one.
@@ -133,9 +142,20 @@ struct Slot {
 
 #[derive(Debug)]
 enum State {
-    Waiting { wait_for: WaitFor, progress: Progress, waker: Option<Waker> },
-    Done { completion: Option<Completion>, progress: Progress },
-    Free { ended: Ended },
+    /// `part` is the message of a reply whose end is still to come.
+    Waiting {
+        wait_for: WaitFor,
+        progress: Progress,
+        waker: Option<Waker>,
+        part: Option<Box<Received>>,
+    },
+    Done {
+        completion: Option<Completion>,
+        progress: Progress,
+    },
+    Free {
+        ended: Ended,
+    },
 }
 
 impl Pending {
@@ -171,9 +191,12 @@ impl Pending {
         if slot.id != id {
             return self.unheard_of(id);
         }
-        match slot.state {
-            State::Waiting { wait_for: WaitFor::Reply, .. } => {
-                let Some(reply) = reply.take() else { return Verdict::Duplicate };
+        match &mut slot.state {
+            State::Waiting { wait_for: WaitFor::Reply, part, .. } => {
+                let Some(mut reply) = reply.take() else { return Verdict::Duplicate };
+                if let Some(part) = part.take() {
+                    join(&mut reply, *part);
+                }
                 let waker = slot.complete(Completion::Reply(Box::new(reply)));
                 drop(slots);
                 wake(waker);
@@ -184,6 +207,30 @@ impl Pending {
             State::Done { .. } | State::Free { ended: Ended::Answered } => Verdict::Duplicate,
             State::Free { .. } => Verdict::Late,
         }
+    }
+
+    /// Hands in the message of a reply whose end is still to come. A second one
+    /// ends the wait: a call has one reply.
+    pub fn keep_part(&self, id: CorrelationId, part: &mut Option<Received>) -> Verdict {
+        let mut slots = self.lock();
+        let kept = match slots.live(id) {
+            Some(Slot { state: State::Waiting { wait_for: WaitFor::Reply, part: kept, .. }, .. }) => kept,
+            // Told apart as any reply is; none of these takes it.
+            _ => {
+                drop(slots);
+                return self.resolve(id, part);
+            }
+        };
+        let Some(part) = part.take() else { return Verdict::Duplicate };
+        let Some(first) = kept.as_ref().map(|first| first.offset) else {
+            *kept = Some(Box::new(part));
+            return Verdict::Kept;
+        };
+        let completion = Completion::SecondMessage { first, second: Box::new(part) };
+        let waker = slots.live(id).and_then(|slot| slot.complete(completion));
+        drop(slots);
+        wake(waker);
+        Verdict::Delivered
     }
 
     /// Marks a call's request as being sent. `false`: the call has ended, and
@@ -275,7 +322,10 @@ impl Slots {
             None => return Err(Full { slots_max: self.slots_max }),
         };
         let id = self.minter.mint(index);
-        let slot = Slot { id, state: State::Waiting { wait_for, progress: Progress::Queued, waker: None } };
+        let slot = Slot {
+            id,
+            state: State::Waiting { wait_for, progress: Progress::Queued, waker: None, part: None },
+        };
         match self.all.get_mut(index as usize) {
             Some(place) => *place = slot,
             None => self.all.push(slot),
@@ -298,6 +348,16 @@ impl Slot {
         let progress = std::mem::replace(progress, Progress::Queued);
         self.state = State::Done { completion: Some(completion), progress };
         waker
+    }
+}
+
+/// Puts the message in front of the end of its reply, which has the status.
+fn join(end: &mut Received, part: Received) {
+    end.value = end.value.take().or(part.value);
+    for (name, value) in part.headers {
+        if end.header(&name).is_none() {
+            end.headers.push((name, value));
+        }
     }
 }
 
@@ -340,7 +400,7 @@ impl Ticket {
             Some(Slot { state: State::Free { .. }, .. }) | None => Poll::Pending,
         })
         .await;
-        if matches!(completion, Completion::Reply(_) | Completion::Acknowledged(_)) {
+        if !matches!(completion, Completion::Failed(_)) {
             self.ended = Ended::Answered;
         }
         completion
@@ -447,6 +507,36 @@ mod tests {
         assert_eq!(pending.register(WaitFor::Reply).unwrap_err(), Full { slots_max: 2 });
         drop(first);
         assert!(pending.register(WaitFor::Reply).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_reply_in_parts_is_one_once_its_end_has_come() {
+        let pending = pending(8);
+        let with = |offset: i64, value: Option<&'static [u8]>, header: &'static str| {
+            let headers = vec![(header.into(), bytes::Bytes::from(offset.to_string()))];
+            let value = value.map(bytes::Bytes::from_static);
+            Some(Received { offset, timestamp_ms: 0, key: None, value, headers })
+        };
+        let mut ticket = pending.register(WaitFor::Reply).unwrap();
+        assert_eq!(pending.keep_part(ticket.id(), &mut with(1, Some(b"m"), "meta")), Verdict::Kept);
+        assert!(pending.is_waiting(ticket.id()));
+        assert_eq!(pending.resolve(ticket.id(), &mut with(2, None, "status")), Verdict::Delivered);
+        let Completion::Reply(whole) = ticket.wait().await else { panic!("no reply") };
+        assert_eq!((whole.offset, whole.value.as_deref()), (2, Some(&b"m"[..])));
+        assert_eq!(whole.header("status").map(|v| &v[..]), Some(&b"2"[..]));
+        assert_eq!(whole.header("meta").map(|v| &v[..]), Some(&b"1"[..]));
+        assert_eq!(pending.keep_part(ticket.id(), &mut with(3, Some(b"m"), "meta")), Verdict::Duplicate);
+
+        let mut ticket = pending.register(WaitFor::Reply).unwrap();
+        assert_eq!(pending.keep_part(ticket.id(), &mut with(4, Some(b"m"), "meta")), Verdict::Kept);
+        assert_eq!(pending.keep_part(ticket.id(), &mut with(5, Some(b"m"), "meta")), Verdict::Delivered);
+        let completion = ticket.wait().await;
+        assert!(matches!(completion, Completion::SecondMessage { first: 4, second } if second.offset == 5));
+
+        let id = pending.register(WaitFor::Reply).unwrap().id();
+        let mut late = with(6, Some(b"m"), "meta");
+        assert_eq!(pending.keep_part(id, &mut late), Verdict::Late);
+        assert!(late.is_some());
     }
 
     #[derive(Debug, Clone)]

@@ -59,9 +59,39 @@ spelled! {
 
 spelled! {
     /// Header names and encodings of a worker framework.
-    Dialect {
+    DialectName {
         /// Spring for Apache Kafka's `KafkaHeaders`.
         Spring = "spring",
+        /// NestJS microservices.
+        Nestjs = "nestjs",
+        /// SmallRye Reactive Messaging, as in Quarkus.
+        Smallrye = "smallrye",
+        /// FastStream.
+        Faststream = "faststream",
+        /// Zilla's grpc-kafka and kafka-grpc.
+        Zilla = "zilla",
+        /// As the section `[custom_dialect]` says.
+        Custom = "custom",
+    }
+}
+
+spelled! {
+    /// How a correlation id is written.
+    CorrelationForm {
+        /// The 36 ASCII characters of a UUID.
+        Text = "text",
+        /// 16 bytes, most significant first.
+        Binary = "binary",
+    }
+}
+
+spelled! {
+    /// How the number of a reply partition is written.
+    PartitionForm {
+        /// Four bytes, most significant first.
+        Int32 = "int32",
+        /// Decimal ASCII.
+        Decimal = "decimal",
     }
 }
 

@@ -229,6 +229,7 @@ const SETTERS: &[(&str, Setter)] = setters![
     timeout_max,
     mode,
     dialect,
+    correlation_form,
     format,
     compression,
     partition_field,

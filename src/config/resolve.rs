@@ -3,13 +3,14 @@
 
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Config;
 use super::layers::Layers;
 use super::raw::{Found, Paths, Place};
 use super::sections::{
-    Admin, Circuit, Drain, Grpc, Idempotency, Kafka, Limits, Log, Proto, Reply, Sasl, Tls, Top,
+    Admin, Circuit, CustomDialect, Drain, Grpc, Idempotency, Kafka, Limits, Log, Proto, Reply, Sasl, Tls, Top,
 };
 use crate::admin::config as admin;
 use crate::app::{self, DrainConfig};
@@ -17,8 +18,10 @@ use crate::exchange::config as exchange;
 use crate::ingress::config as ingress;
 use crate::kafka::config::{self as kafka, SaslConfig, SaslMechanism, Secret, TlsConfig};
 use crate::limits;
+use crate::message::{self, dialect::Custom};
 use crate::route::{Mistakes, Sources, TOPIC_HINT, check_topic, show_duration};
 use crate::telemetry::config as telemetry;
+use crate::terms::{CorrelationForm, PartitionForm};
 
 /// What came of the settings, mistakes or not.
 pub(super) struct Resolved {
@@ -43,7 +46,7 @@ pub(super) fn resolve(layers: Layers, mistakes: &mut Mistakes) -> Resolved {
     let log = judge.log();
     judge.together(&limits, &grpc, &admin);
     let before = judge.mistakes.len();
-    let sources = judge.sources();
+    let sources = Sources { custom_dialect: judge.custom_dialect(), ..judge.sources() };
     let sources_complete = judge.mistakes.len() == before && !layers.unread;
     let routes = Sources { services: layers.services, methods: layers.methods, ..sources };
     let gateway = app::Config { kafka, grpc, admin, limits, reply, circuit, idempotency, drain, shards };
@@ -209,6 +212,7 @@ impl Judge<'_> {
             reflection: value(part.reflection, |yes| yes, default.reflection),
             metadata_forward: value(part.metadata_forward, |names| names.0, default.metadata_forward),
             metadata_return: value(part.metadata_return, |names| names.0, default.metadata_return),
+            web_origins: value(part.web_origins, |origins| origins.0, default.web_origins),
             connections_max: self.within(
                 part.connections_max,
                 1,
@@ -376,6 +380,43 @@ impl Judge<'_> {
     fn place_of(&self, settings: &[(&'static str, &'static str)]) -> Place {
         let find = |key| self.layers.layers.iter().rev().find_map(|layer| layer.0.get(key));
         settings.iter().find_map(find).map(|raw| raw.place.clone()).unwrap_or_default()
+    }
+
+    fn custom_dialect(&mut self) -> Option<Arc<Custom>> {
+        let part = CustomDialect::read(self.layers, self.mistakes);
+        let place = self.layers.place_of("custom_dialect")?;
+        for name in ["correlation_id", "reply_topic"] {
+            if !self.is_set("custom_dialect", name) {
+                let mistake = place.origin.mistake(format!("custom_dialect: {name} is missing"));
+                self.mistakes.push(mistake.hint("the name of a header"));
+            }
+        }
+        let mut names: Vec<String> = Vec::new();
+        let mut name = |found: Option<Found<String>>| {
+            let Found { value: name, place } = found?;
+            if name.is_empty() || message::is_own_header(&name) || names.contains(&name) {
+                let what = match &*name {
+                    "" => "must not be empty".to_owned(),
+                    _ if names.contains(&name) => format!("{name:?} is the name of another header"),
+                    _ => format!("{name:?} is one of Antiphon's own headers"),
+                };
+                self.mistakes.push(place.mistake(what));
+            }
+            names.push(name.clone());
+            Some(name)
+        };
+        let correlation_id = name(part.correlation_id);
+        let reply_topic = name(part.reply_topic);
+        let custom = Custom {
+            reply_partition: name(part.reply_partition),
+            error_code: name(part.error_code),
+            error_message: name(part.error_message),
+            correlation_id: correlation_id?,
+            reply_topic: reply_topic?,
+            correlation_form: value(part.correlation_form, |form| form.0, CorrelationForm::Text),
+            reply_partition_form: value(part.reply_partition_form, |form| form.0, PartitionForm::Int32),
+        };
+        Some(Arc::new(custom))
     }
 
     fn sources(&mut self) -> Sources {

@@ -3,12 +3,12 @@
 
 use std::path::PathBuf;
 
-use super::kinds::{Bytes, Listen, LogFormat, Mechanism, MetadataNames, Pause, Servers, Time};
+use super::kinds::{Bytes, Listen, LogFormat, Mechanism, MetadataNames, Origins, Pause, Servers, Time};
 use super::layers::Layers;
 use super::raw::{Found, FromRaw, Paths, Term};
 use crate::kafka::config::Secret;
 use crate::route::Mistakes;
-use crate::terms::{Compression, ReplyRouting};
+use crate::terms::{Compression, CorrelationForm, PartitionForm, ReplyRouting};
 
 /// One setting.
 #[derive(Debug)]
@@ -128,6 +128,10 @@ sections! {
         metadata_forward: MetadataNames = "",
         /// Reply headers that become response metadata.
         metadata_return: MetadataNames = "",
+        /// Origins, as https://app.example.com, whose pages may call by
+        /// gRPC-Web; * is every origin. With none, gRPC-Web and HTTP/1.1 are
+        /// off.
+        web_origins: Origins = "",
         /// Connections, process-wide; more are closed at once.
         connections_max: i64 = "10000",
         /// Streams that one connection may have open.
@@ -207,6 +211,31 @@ sections! {
         format: Term<LogFormat> = "text",
         /// What is logged, as tracing-subscriber's EnvFilter reads it.
         filter: String = "info,rskafka=warn",
+    }
+
+    /// Headers of the dialect custom.
+    CustomDialect in "custom_dialect" {
+        /// Header of requests and replies for the correlation id; must be set
+        /// where a method has the dialect custom.
+        correlation_id: String = "",
+        /// How it is written: text (36 characters) or binary (16 bytes).
+        /// Default: text.
+        correlation_form: Term<CorrelationForm> = "",
+        /// Header of requests for the reply topic; must be set where a method
+        /// has the dialect custom.
+        reply_topic: String = "",
+        /// Header of requests for the reply partition. Default: none, and any
+        /// partition will do.
+        reply_partition: String = "",
+        /// How it is written: int32 (4 bytes, big-endian) or decimal. Default:
+        /// int32.
+        reply_partition_form: Term<PartitionForm> = "",
+        /// Header of replies for a gRPC status in decimal; absent or 0 for OK.
+        /// Default: none but grpc-status.
+        error_code: String = "",
+        /// Header of replies for what went wrong; without error_code its
+        /// presence is the error, UNKNOWN. Default: none but grpc-message.
+        error_message: String = "",
     }
 
     /// What is served.

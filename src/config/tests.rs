@@ -189,6 +189,18 @@ fn everything_can_be_set_in_the_file() {
 }
 
 #[test]
+fn a_custom_dialect_is_read_from_the_file_and_the_environment() {
+    let folder = Folder::new("[custom_dialect]\ncorrelation_id = \"x-call\"\nreply_topic = \"x-to\"");
+    let config =
+        load_from(&folder.flags(), &[("ANTIPHON_CUSTOM_DIALECT_REPLY_PARTITION", "x-part")]).unwrap();
+    let custom = config.routes.custom_dialect.unwrap();
+    assert_eq!((&*custom.correlation_id, &*custom.reply_topic), ("x-call", "x-to"));
+    assert_eq!(custom.reply_partition.as_deref(), Some("x-part"));
+    assert_eq!((custom.error_code.as_deref(), custom.error_message.as_deref()), (None, None));
+    assert!(loaded("").routes.custom_dialect.is_none());
+}
+
+#[test]
 fn flags_win_over_the_environment_and_that_over_the_file() {
     let folder = Folder::new(
         "[kafka]\nbootstrap_servers = [\"file:1\"]\n[grpc]\nlisten = \":1\"\n[admin]\nlisten = \":11\"",

@@ -7,13 +7,19 @@ use std::str::FromStr;
 use bytes::Bytes;
 
 use crate::correlation::CorrelationId;
+use crate::message::dialect::Dialect;
 use crate::message::{GRPC_METHOD, OUTCOME, Reply, VALUE_LEFT_OUT};
 use crate::terms::DeadLetterClass;
 use crate::transport::Received;
 
 /// Where the worker frameworks have the correlation id.
-const CORRELATION_IDS: [&str; 4] =
-    ["kafka_correlationId", "REPLY_CORRELATION_ID", "correlation_id", "zilla:correlation-id"];
+const CORRELATION_IDS: [&str; 5] = [
+    "kafka_correlationId",
+    "REPLY_CORRELATION_ID",
+    "zilla:correlation-id",
+    "antiphon-correlation-id",
+    "correlation_id",
+];
 /// Statuses by which a worker says that it has not done what was asked:
 /// RESOURCE_EXHAUSTED, ABORTED and UNAVAILABLE.
 const NOT_DONE: [u8; 3] = [8, 10, 14];
@@ -192,7 +198,8 @@ pub struct LateReply {
 impl LateReply {
     /// Reads a `late-reply` record.
     pub fn of(letter: &Letter) -> Self {
-        let (status, message) = match Reply::decode(letter.record.clone(), true, usize::MAX) {
+        let dialect = Dialect::guess(&letter.record);
+        let (status, message) = match Reply::decode(letter.record.clone(), &dialect, true, usize::MAX) {
             Ok(Reply { result: Ok(_), .. }) => (Ok(0), String::new()),
             Ok(Reply { result: Err(status), .. }) => (Ok(status.code), status.message),
             Err(error) => (Err(error.to_string()), String::new()),

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::DeadLetterTopic;
 use super::letter::{Beside, Letter};
 use crate::backoff::Backoff;
-use crate::message::{GRPC_DEADLINE, OUTCOME, REPLAY, VALUE_LEFT_OUT, partition_of_key};
+use crate::message::{CORRELATION_ID, GRPC_DEADLINE, OUTCOME, REPLAY, VALUE_LEFT_OUT, partition_of_key};
 use crate::terms::{Compression, DeadLetterClass};
 use crate::transport::{Cluster, ClusterError, HeaderName, PartitionWriter, ProduceError, Record};
 
@@ -30,8 +30,16 @@ const REPLY_TOPICS: [(&str, &str); 4] = [
     ("zilla:reply-to", "zilla:reply-to"),
 ];
 /// Headers that a note of a replay takes over from the letter.
-const OF_NOTES: [&str; 5] =
-    ["kafka_correlationId", "REPLY_CORRELATION_ID", "correlation_id", "zilla:correlation-id", "grpc-method"];
+const OF_NOTES: [&str; 6] = [
+    "kafka_correlationId",
+    "REPLY_CORRELATION_ID",
+    "correlation_id",
+    "zilla:correlation-id",
+    "antiphon-correlation-id",
+    "grpc-method",
+];
+/// A request with this header is a stream, which a record without a value ends.
+const STREAM: &str = "zilla:reply-to";
 /// How long one request is tried for, as long as it is certainly not sent.
 const SEND_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -80,6 +88,9 @@ pub struct Prepared {
     pub partition: i32,
     /// What.
     pub record: Record,
+    /// What goes behind it, in the same batch: the end of a request that is a
+    /// stream.
+    pub end: Option<Record>,
     /// How many times it will have been replayed.
     pub count: u32,
     /// What is different from the request as it was, for people.
@@ -150,7 +161,7 @@ impl<'a> Replayer<'a> {
         let mut headers = letter.record.headers.clone();
         headers.retain(|(name, _)| {
             !OF_LETTERS.iter().any(|prefix| name.starts_with(prefix))
-                && ![OUTCOME, VALUE_LEFT_OUT].contains(&&**name)
+                && ![OUTCOME, VALUE_LEFT_OUT, CORRELATION_ID].contains(&&**name)
         });
         self.renew_deadline(&mut headers, &mut changes);
         self.drop_dead_address(&mut headers, &mut changes);
@@ -169,7 +180,9 @@ impl<'a> Replayer<'a> {
             }
         };
         let record = Record { key, value: letter.record.value.clone(), headers };
-        Ok(Prepared { topic: original.topic, partition, record, count, changes })
+        let ends = letter.record.header(STREAM).is_some();
+        let end = ends.then(|| Record { value: None, ..record.clone() });
+        Ok(Prepared { topic: original.topic, partition, record, end, count, changes })
     }
 
     /// Its deadline has passed, or its caller has its status: either way it
@@ -199,7 +212,9 @@ impl<'a> Replayer<'a> {
 
     /// Sends a request, again only as long as it is certainly not in the log.
     pub async fn send(&mut self, prepared: &Prepared) -> Sent {
-        self.produce(&prepared.topic, prepared.partition, &prepared.record).await
+        let records: Vec<Record> =
+            [Some(&prepared.record), prepared.end.as_ref()].into_iter().flatten().cloned().collect();
+        self.produce(&prepared.topic, prepared.partition, &records).await
     }
 
     /// Notes beside the letter that it was sent again.
@@ -231,14 +246,14 @@ impl<'a> Replayer<'a> {
         put(OUTCOME, outcome.to_owned());
         put(REPLAY, prepared.count.to_string());
         let record = Record { key: letter.record.key.clone(), value: None, headers };
-        self.produce(&topic.name, letter.place.partition, &record).await
+        self.produce(&topic.name, letter.place.partition, &[record]).await
     }
 
-    async fn produce(&mut self, topic: &str, partition: i32, record: &Record) -> Sent {
+    async fn produce(&mut self, topic: &str, partition: i32, records: &[Record]) -> Sent {
         let deadline = Instant::now() + SEND_TIMEOUT;
         let mut backoff = Backoff::default();
         loop {
-            let error = match self.try_produce(topic, partition, record).await {
+            let error = match self.try_produce(topic, partition, records).await {
                 Ok(offset) => return Sent::Sent(offset),
                 Err(error) => error,
             };
@@ -261,7 +276,7 @@ impl<'a> Replayer<'a> {
         &mut self,
         topic: &str,
         partition: i32,
-        record: &Record,
+        records: &[Record],
     ) -> Result<Option<i64>, ProduceError> {
         let place = (topic.to_owned(), partition);
         let writer = match self.writers.entry(place) {
@@ -276,7 +291,7 @@ impl<'a> Replayer<'a> {
             }
         };
         let compression = self.options.compression.unwrap_or(Compression::None);
-        writer.produce(std::slice::from_ref(record), compression).await.map(|appended| appended.base_offset)
+        writer.produce(records, compression).await.map(|appended| appended.base_offset)
     }
 }
 

@@ -13,6 +13,7 @@
 //! | `failure.reason` | for people |
 //! | `failure.timestamp` | milliseconds since 1970 |
 //! | `antiphon-outcome` | `not-sent`, `sent` or `unknown` |
+//! | `antiphon-correlation-id` | the id, where the dialect is `custom` |
 //! | `antiphon-value-left-out` | bytes of the value, where it is left out because the broker takes no record as large |
 //!
 //! A `late-reply` record is the reply, under the key of the request; its
@@ -33,7 +34,7 @@ use super::lane::{Aftermath, Owner, Parcel};
 use super::lanes::Lanes;
 use crate::correlation::CorrelationId;
 use crate::limits;
-use crate::message::{self, CANCEL, GRPC_METHOD};
+use crate::message::{self, CANCEL, CORRELATION_ID, GRPC_METHOD};
 use crate::metrics::DeadLetterLabels;
 use crate::route::Route;
 use crate::terms::{Compression, DeadLetterOn};
@@ -98,6 +99,7 @@ impl Scribe {
         request.headers.extend(place_headers(&trace.topic, place, trace.at.and_then(|at| at.offset)));
         request.headers.extend(failure_headers(class.as_str(), reason));
         request.headers.push(header("antiphon-outcome", trace.outcome.as_str()));
+        name_the_call(&mut request.headers, id);
         // Copied: a part of the message would keep all of it alive.
         let key = request.key.as_deref().map(Bytes::copy_from_slice);
         let note = Note { topic: Arc::clone(topic), partition, key };
@@ -113,6 +115,7 @@ impl Scribe {
         let mut headers = reply.headers;
         headers.extend(place_headers(self.instance.reply_topic(), partition, Some(reply.offset)));
         headers.extend(failure_headers("late-reply", "the reply came after the call had ended"));
+        name_the_call(&mut headers, id);
         self.count("late-reply");
         let record = Record { key: note.key, value: reply.value, headers };
         self.write(&note.topic, note.partition, "late reply", id, record, None);
@@ -125,7 +128,8 @@ impl Scribe {
             header(CANCEL, "1"),
             (HeaderName::Borrowed(GRPC_METHOD), Bytes::copy_from_slice(route.path.as_bytes())),
         ];
-        message::dialect::write_request(route.dialect, id, None, &mut headers);
+        let path = Bytes::copy_from_slice(route.path.as_bytes());
+        route.dialect.write_request(&path, id, None, &mut headers);
         let record = Record { key, value: None, headers };
         self.write(&route.request_topic, partition, "cancel record", id, record, None);
     }
@@ -149,6 +153,7 @@ impl Scribe {
             owner: Owner::Aftermath(rest),
             _held: held,
             record,
+            behind: None,
             compression: Compression::None,
             // Twice does no harm here, never would.
             repeatable: true,
@@ -174,6 +179,14 @@ impl Scribe {
 
 fn header(name: &'static str, value: &str) -> (HeaderName, Bytes) {
     (HeaderName::Borrowed(name), Bytes::copy_from_slice(value.as_bytes()))
+}
+
+/// In a dialect of the configuration's, only its reader knows which header has
+/// the correlation id; those who read dead letters do not.
+fn name_the_call(headers: &mut Vec<(HeaderName, Bytes)>, id: CorrelationId) {
+    if !message::dialect::names_a_call(headers) {
+        headers.push((HeaderName::Borrowed(CORRELATION_ID), Bytes::copy_from_slice(&id.to_text())));
+    }
 }
 
 fn place_headers(topic: &str, partition: i32, offset: Option<i64>) -> Vec<(HeaderName, Bytes)> {

@@ -44,21 +44,13 @@ impl Budget {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Makes room for a call with a message of `bytes`, or says which bound is
-    /// in the way. The room is given back when the [`Permit`] is dropped, that
-    /// for the bytes when the last [`BytesHeld`] is: a message may lie in its
-    /// lane for longer than its call waits.
-    pub fn admit(self: &Arc<Self>, route: &Route, bytes: usize) -> Result<(Permit, Arc<BytesHeld>), Why> {
-        let bytes = bytes as u64;
-        let refused = |what, limit| Why::Overloaded { what, limit, retry_after: RETRY_AFTER };
+    /// Makes room for a call, or says which bound is in the way. The room is
+    /// given back when the [`Permit`] is dropped.
+    pub fn admit(self: &Arc<Self>, route: &Route) -> Result<Permit, Why> {
         // From here on the permit undoes what has been counted.
         let mut permit = Permit { budget: Arc::clone(self), route: None };
         if self.calls.fetch_add(1, Ordering::Relaxed) >= self.calls_max {
             return Err(refused("limits.in_flight_max (calls in flight)", self.calls_max.into()));
-        }
-        let held = Arc::new(BytesHeld { budget: Arc::clone(self), bytes });
-        if self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > self.bytes_max {
-            return Err(refused("limits.bytes_held_max (bytes of calls in flight)", self.bytes_max));
         }
         if let Some(max) = route.in_flight_max {
             permit.route = Some(route.index);
@@ -66,8 +58,17 @@ impl Budget {
                 return Err(refused("in_flight_max of this method", max.into()));
             }
         }
-        Ok((permit, held))
+        Ok(permit)
     }
+
+    /// Room for a message of which nothing has come yet.
+    pub fn no_bytes(self: &Arc<Self>) -> BytesHeld {
+        BytesHeld { budget: Arc::clone(self), bytes: 0 }
+    }
+}
+
+fn refused(what: &'static str, limit: u64) -> Why {
+    Why::Overloaded { what, limit, retry_after: RETRY_AFTER }
 }
 
 /// Room for one call.
@@ -77,11 +78,25 @@ pub struct Permit {
     route: Option<usize>,
 }
 
-/// Room for a message, for as long as somebody has it.
+/// Room for a message, for as long as somebody has it: it may lie in its lane
+/// for longer than its call waits.
 #[derive(Debug)]
 pub struct BytesHeld {
     budget: Arc<Budget>,
     bytes: u64,
+}
+
+impl BytesHeld {
+    /// Makes room for `more` bytes, or says that there is none.
+    pub fn grow(&mut self, more: usize) -> Result<(), Why> {
+        let more = more as u64;
+        self.bytes += more;
+        let max = self.budget.bytes_max;
+        if self.budget.bytes.fetch_add(more, Ordering::Relaxed) + more > max {
+            return Err(refused("limits.bytes_held_max (bytes of calls in flight)", max));
+        }
+        Ok(())
+    }
 }
 
 impl Drop for BytesHeld {

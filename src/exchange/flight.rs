@@ -13,7 +13,7 @@ use super::failure::{Failure, Outcome, Trace, Why};
 use super::{Answer, Exchange, Request};
 use crate::correlation::CorrelationId;
 use crate::deadline::Deadline;
-use crate::message::{self, Reply};
+use crate::message::{self, DecodeError, Reply};
 use crate::pending::{Completion, Progress, SendFailure, Ticket};
 use crate::route::Route;
 use crate::terms::DeadLetterOn;
@@ -118,6 +118,11 @@ impl Flight {
                 }
                 self.read_reply(*record, trace)
             }
+            Completion::SecondMessage { first, second } => {
+                self.settle(Ending::Answered);
+                let trace = Trace { outcome: Outcome::Sent, ..trace };
+                Err(self.bad_reply(second.offset, DecodeError::SecondMessage { first }, trace))
+            }
             Completion::Acknowledged(at) => {
                 self.settle(Ending::Answered);
                 let output = self.route.output.full_name();
@@ -136,15 +141,17 @@ impl Flight {
     fn read_reply(&mut self, record: Received, trace: Trace) -> Result<Answer, Failure> {
         let offset = record.offset;
         let null_is_empty = self.route.output.full_name() == EMPTY;
-        match Reply::decode(record, null_is_empty, self.exchange.message_bytes_max()) {
+        match Reply::decode(record, &self.route.dialect, null_is_empty, self.exchange.message_bytes_max()) {
             Ok(reply) => Ok(Answer { reply, trace }),
-            Err(source) => {
-                let topic = Arc::clone(self.exchange.instance().reply_topic());
-                let why = Why::BadReply { topic, offset, source };
-                self.dead_letter(DeadLetterOn::UndecodableReply, &why, &trace);
-                Err(Failure::new(why, trace))
-            }
+            Err(source) => Err(self.bad_reply(offset, source, trace)),
         }
+    }
+
+    fn bad_reply(&mut self, offset: i64, source: DecodeError, trace: Trace) -> Failure {
+        let topic = Arc::clone(self.exchange.instance().reply_topic());
+        let why = Why::BadReply { topic, offset, source };
+        self.dead_letter(DeadLetterOn::UndecodableReply, &why, &trace);
+        Failure::new(why, trace)
     }
 
     fn explain(&self, failure: SendFailure) -> Why {

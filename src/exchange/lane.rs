@@ -53,6 +53,9 @@ pub(super) struct Parcel {
     pub(super) _held: Option<Arc<BytesHeld>>,
     /// What to send.
     pub(super) record: Record,
+    /// What must follow it at once, in the same batch: the end of a request
+    /// that is a stream.
+    pub(super) behind: Option<Box<Record>>,
     /// The batch's compression.
     pub(super) compression: Compression,
     /// Sending it twice does no harm.
@@ -62,6 +65,15 @@ pub(super) struct Parcel {
 }
 
 impl Parcel {
+    fn size(&self) -> usize {
+        self.record.size() + self.behind.as_ref().map_or(0, |behind| behind.size())
+    }
+
+    /// How many records it is in the log.
+    fn records(&self) -> usize {
+        1 + usize::from(self.behind.is_some())
+    }
+
     /// A dead letter that is too large goes without its value rather than not
     /// at all. `false`: it has none to leave out, or a call waits for it.
     fn leave_value_out(&mut self) -> bool {
@@ -261,14 +273,17 @@ impl Lane {
         if batch.is_empty() {
             return;
         }
-        for (parcel, n) in batch.iter().zip(0i64..) {
-            let at = Coordinates { partition: self.partition, offset: base_offset.map(|base| base + n) };
+        let mut records = 0;
+        for parcel in batch {
+            let offset = base_offset.map(|base| base + i64::try_from(records).unwrap_or_default());
+            let at = Coordinates { partition: self.partition, offset };
             if let Owner::Call(id) = parcel.owner {
                 self.pending.appended(id, at);
             }
+            records += parcel.records();
         }
         self.metrics.produced_batches.inc();
-        self.metrics.produced_records.inc_by(batch.len() as u64);
+        self.metrics.produced_records.inc_by(records as u64);
     }
 
     fn not_sent(&self, batch: &[Parcel], cause: &str) {
@@ -334,11 +349,21 @@ impl Lane {
 /// The records are lent to the writer as they are, since to clone them costs an
 /// allocation each.
 async fn send(writer: &mut dyn PartitionWriter, batch: &mut [Parcel]) -> Result<Option<i64>, ProduceError> {
-    let records: Vec<Record> = batch.iter_mut().map(|parcel| std::mem::take(&mut parcel.record)).collect();
+    let mut records = Vec::with_capacity(batch.iter().map(Parcel::records).sum());
+    for parcel in batch.iter_mut() {
+        records.push(std::mem::take(&mut parcel.record));
+        if let Some(behind) = &mut parcel.behind {
+            records.push(std::mem::take(behind));
+        }
+    }
     let compression = batch.first().map_or(Compression::None, |parcel| parcel.compression);
     let produced = writer.produce(&records, compression).await;
-    for (parcel, record) in batch.iter_mut().zip(records) {
-        parcel.record = record;
+    let mut records = records.into_iter();
+    for parcel in batch {
+        parcel.record = records.next().unwrap_or_default();
+        if let Some(behind) = &mut parcel.behind {
+            **behind = records.next().unwrap_or_default();
+        }
     }
     produced.map(|appended| appended.base_offset)
 }
@@ -351,10 +376,11 @@ fn error_text(wait: Duration) -> String {
 /// and bytes, of one compression, and at least one record.
 fn next_batch(waiting: &mut VecDeque<Parcel>) -> Vec<Parcel> {
     let mut batch = Vec::new();
-    let mut bytes = 0;
+    let (mut bytes, mut records) = (0, 0);
     while let Some(parcel) = waiting.front() {
-        bytes += parcel.record.size();
-        let full = bytes > limits::BATCH_BYTES_MAX || batch.len() >= limits::BATCH_RECORDS_MAX;
+        bytes += parcel.size();
+        records += parcel.records();
+        let full = bytes > limits::BATCH_BYTES_MAX || records > limits::BATCH_RECORDS_MAX;
         if batch.first().is_some_and(|first: &Parcel| full || first.compression != parcel.compression) {
             break;
         }

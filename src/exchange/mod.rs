@@ -24,6 +24,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::deadline::Deadline;
+use crate::message::dialect::Custom;
 use crate::message::{self, IDEMPOTENCY_KEY, Reply, ReplyAddress, RequestParts};
 use crate::metrics::Metrics;
 use crate::pending::{Pending, Ticket, WaitFor};
@@ -32,7 +33,7 @@ use crate::supervisor::{Supervisor, Task};
 use crate::terms::{Compression, Mode};
 use crate::transport::{Cluster, HeaderName};
 use aftermath::Scribe;
-use budget::BytesHeld;
+use budget::{BytesHeld, Permit};
 use bytes::Bytes;
 use circuit::{Ending, Pass};
 use config::ReplyConfig;
@@ -65,6 +66,22 @@ impl Request {
     fn idempotency_key(&self) -> Option<Bytes> {
         let found = self.metadata.iter().find(|(name, _)| name == IDEMPOTENCY_KEY);
         found.map(|(_, key)| key.clone()).filter(|key| !key.is_empty())
+    }
+}
+
+/// A call that has been let in: its place, and the room that its message takes
+/// so far.
+#[derive(Debug)]
+pub struct Admission {
+    topic: Arc<str>,
+    permit: Permit,
+    held: BytesHeld,
+}
+
+impl Admission {
+    /// Counts `bytes` more of the message as held, from when they are read.
+    pub fn hold(&mut self, bytes: usize) -> Result<(), Failure> {
+        self.held.grow(bytes).map_err(|why| Failure::new(why, Trace::nothing_sent(Arc::clone(&self.topic))))
     }
 }
 
@@ -101,6 +118,8 @@ pub struct Settings {
     pub lane_queue_max: usize,
     /// How replies come back.
     pub reply: ReplyConfig,
+    /// Header names of the dialect `custom`, where there is one.
+    pub custom_dialect: Option<Arc<Custom>>,
 }
 
 impl Exchange {
@@ -142,6 +161,7 @@ impl Exchange {
                 partitions: i32::try_from(instance.shards().len()).unwrap_or(1),
                 replication_factor: settings.reply.replication_factor,
             },
+            custom: settings.custom_dialect.clone(),
         };
         let topic = Bytes::copy_from_slice(instance.reply_topic().as_bytes());
         Self {
@@ -166,11 +186,31 @@ impl Exchange {
         &self.instance.metrics
     }
 
+    /// Lets a call in whose message is still to be read, or says why not.
+    pub fn admit(&self, route: &Arc<Route>, deadline: Deadline) -> Result<Admission, Failure> {
+        let unsent = |why| Failure::new(why, Trace::nothing_sent(Arc::clone(&route.request_topic)));
+        self.accepts(deadline).map_err(unsent)?;
+        let permit = self.instance.budget.admit(route).map_err(unsent)?;
+        let held = self.instance.budget.no_bytes();
+        Ok(Admission { topic: Arc::clone(&route.request_topic), permit, held })
+    }
+
     /// One call, from its message to its answer, within its deadline.
     pub async fn call(self: &Arc<Self>, route: &Arc<Route>, request: Request) -> Result<Answer, Failure> {
-        let unsent = |why| Failure::new(why, Trace::nothing_sent(Arc::clone(&route.request_topic)));
-        self.accepts(request.deadline).map_err(unsent)?;
-        let (_permit, held) = self.instance.budget.admit(route, request.message.len()).map_err(unsent)?;
+        let mut admission = self.admit(route, request.deadline)?;
+        admission.hold(request.message.len())?;
+        self.call_admitted(route, request, admission).await
+    }
+
+    /// The same for a call that has been let in before.
+    pub async fn call_admitted(
+        self: &Arc<Self>,
+        route: &Arc<Route>,
+        request: Request,
+        admission: Admission,
+    ) -> Result<Answer, Failure> {
+        let Admission { permit: _permit, held, .. } = admission;
+        let held = Arc::new(held);
         match request.idempotency_key() {
             Some(key) => idempotency::call(self, route, key, request, held).await,
             None => Flight::depart(self, route, request, held).await?.land().await,
@@ -244,7 +284,7 @@ impl Exchange {
         held: Arc<BytesHeld>,
     ) -> Parcel {
         let parts = RequestParts {
-            dialect: route.dialect,
+            dialect: &route.dialect,
             method: Bytes::copy_from_slice(route.path.as_bytes()),
             id: ticket.id(),
             reply_to: (route.mode == Mode::RequestReply).then_some(&self.reply_to),
@@ -253,10 +293,17 @@ impl Exchange {
             value: request.message,
             metadata: request.metadata,
         };
+        let record = parts.into_record();
+        // One that nobody answers is a record of its own in every dialect.
+        let behind = match route.mode {
+            Mode::RequestReply => route.dialect.end_of_request(&record),
+            Mode::OneWay => None,
+        };
         Parcel {
             owner: Owner::Call(ticket.id()),
             _held: Some(held),
-            record: parts.into_record(),
+            record,
+            behind,
             compression: route.compression.unwrap_or(self.settings.compression),
             repeatable: route.idempotency != Idempotency::Unknown,
             maybe_sent: false,

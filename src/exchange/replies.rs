@@ -12,8 +12,8 @@ use super::instance::Instance;
 use crate::backoff::Backoff;
 use crate::correlation::CorrelationId;
 use crate::message::HEARTBEAT;
-use crate::message::dialect::{self, Kind};
-use crate::pending::Verdict;
+use crate::message::dialect::{self, Custom, Kind};
+use crate::pending::{Pending, Verdict};
 use crate::transport::{Cluster, FetchError, PartitionReader, Received};
 
 /// Reads one partition of the reply topic.
@@ -25,6 +25,8 @@ pub(super) struct ReplyReader {
     pub(super) cluster: Arc<dyn Cluster>,
     pub(super) fetch_wait: Duration,
     pub(super) recreate: Recreate,
+    /// Headers that the configuration names.
+    pub(super) custom: Option<Arc<Custom>>,
 }
 
 /// How to make the reply topic anew when somebody has deleted it.
@@ -41,6 +43,9 @@ enum Interrupted {
     /// The topic is gone.
     Gone,
 }
+
+/// How a record reaches its call: as a reply or as a part of one.
+type Handover = fn(&Pending, CorrelationId, &mut Option<Received>) -> Verdict;
 
 impl ReplyReader {
     /// Never ends.
@@ -151,8 +156,9 @@ impl ReplyReader {
     }
 
     fn take(&self, record: Received) {
-        let kind = match dialect::classify(&record) {
-            Kind::Reply(id) => self.hand_over(id, record),
+        let kind = match dialect::classify(&record, self.custom.as_deref()) {
+            Kind::Reply(id) => self.hand_over(id, record, Pending::resolve),
+            Kind::Part(id) => self.hand_over(id, record, Pending::keep_part),
             Kind::Request => "request",
             Kind::Uncorrelated => match record.header(HEARTBEAT) {
                 Some(name) if name == self.instance.name().as_bytes() => {
@@ -166,11 +172,12 @@ impl ReplyReader {
     }
 
     /// To the shard that the id names, wherever the reply came in.
-    fn hand_over(&self, id: CorrelationId, record: Received) -> &'static str {
+    fn hand_over(&self, id: CorrelationId, record: Received, to: Handover) -> &'static str {
         let Some(shard) = self.instance.shards().get(usize::from(id.shard())) else { return "foreign" };
         let mut record = Some(record);
-        match shard.pending.resolve(id, &mut record) {
+        match to(&shard.pending, id, &mut record) {
             Verdict::Delivered => "delivered",
+            Verdict::Kept => "part",
             Verdict::Duplicate => "duplicate",
             Verdict::Foreign => "foreign",
             Verdict::Late => {

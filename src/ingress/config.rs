@@ -25,6 +25,10 @@ pub struct Config {
     /// separated): reply headers that become response metadata. Default:
     /// none.
     pub metadata_return: Vec<String>,
+    /// `web_origins` (`ANTIPHON_GRPC_WEB_ORIGINS`, comma separated): origins,
+    /// as `https://app.example.com`, whose pages may call by gRPC-Web; `*` is
+    /// every origin. Default: none, and gRPC-Web and HTTP/1.1 are off.
+    pub web_origins: Vec<String>,
     /// `connections_max` (`ANTIPHON_GRPC_CONNECTIONS_MAX`), process-wide;
     /// more are closed at once. Default: 10,000.
     pub connections_max: u32,
@@ -49,6 +53,7 @@ impl Default for Config {
             reflection: true,
             metadata_forward: Vec::new(),
             metadata_return: Vec::new(),
+            web_origins: Vec::new(),
             connections_max: limits::CONNECTIONS_MAX,
             streams_per_connection_max: limits::STREAMS_PER_CONNECTION_MAX,
             keep_alive_interval: Duration::from_millis(limits::KEEP_ALIVE_INTERVAL_MS),

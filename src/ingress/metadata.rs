@@ -10,13 +10,23 @@ use crate::limits;
 use crate::message::{IDEMPOTENCY_KEY, TRACEPARENT, TRACESTATE};
 use crate::transport::HeaderName as RecordHeaderName;
 
-/// Always forwarded: tracing, and the key by which workers tell repeats.
-const ALWAYS: [&str; 3] = [TRACEPARENT, TRACESTATE, IDEMPOTENCY_KEY];
+/// Always forwarded: tracing, and the key by which workers tell repeats. To
+/// look a text up in a `HeaderMap` parses it as a name each time.
+static ALWAYS: [HeaderName; 3] = [
+    HeaderName::from_static(TRACEPARENT),
+    HeaderName::from_static(TRACESTATE),
+    HeaderName::from_static(IDEMPOTENCY_KEY),
+];
 
 /// The allow-lists, ready to use.
 #[derive(Debug)]
+<<<<<<< HEAD
 pub struct Allowed {
     forward: Vec<String>,
+=======
+pub(super) struct Allowed {
+    forward: Vec<HeaderName>,
+>>>>>>> main
     give_back: Vec<String>,
 }
 
@@ -25,15 +35,21 @@ impl Allowed {
     /// come back; upper and lower case are one.
     pub fn new(forward: &[String], give_back: &[String]) -> Self {
         let lower = |names: &[String]| names.iter().map(|name| name.to_ascii_lowercase()).collect();
-        let mut forward: Vec<String> = lower(forward);
-        forward.retain(|name| !ALWAYS.contains(&name.as_str()));
+        // What is no header name can't be in a request, either.
+        let mut forward: Vec<HeaderName> = forward.iter().filter_map(|name| name.parse().ok()).collect();
+        forward.retain(|name| !ALWAYS.contains(name));
         Self { forward, give_back: lower(give_back) }
     }
 
     /// Record headers for a request. A key that came several times becomes one
     /// header, its values joined by commas, as gRPC allows for metadata.
+<<<<<<< HEAD
     pub fn forward(&self, headers: &HeaderMap) -> Result<Vec<(RecordHeaderName, Bytes)>, Status> {
         let key: usize = headers.get_all(IDEMPOTENCY_KEY).iter().map(HeaderValue::len).sum();
+=======
+    pub(super) fn forward(&self, headers: &HeaderMap) -> Result<Vec<(RecordHeaderName, Bytes)>, Status> {
+        let key: usize = headers.get_all(&ALWAYS[2]).iter().map(HeaderValue::len).sum();
+>>>>>>> main
         if key > limits::IDEMPOTENCY_KEY_BYTES_MAX {
             let max = limits::IDEMPOTENCY_KEY_BYTES_MAX;
             return Err(Status::invalid_argument(format!(
@@ -41,11 +57,11 @@ impl Allowed {
             )));
         }
         let mut forwarded = Vec::with_capacity(10);
-        for name in ALWAYS {
-            push(&mut forwarded, headers, name, RecordHeaderName::Borrowed(name));
+        for (name, text) in ALWAYS.iter().zip([TRACEPARENT, TRACESTATE, IDEMPOTENCY_KEY]) {
+            push(&mut forwarded, headers, name, || RecordHeaderName::Borrowed(text));
         }
         for name in &self.forward {
-            push(&mut forwarded, headers, name, RecordHeaderName::Owned(name.clone()));
+            push(&mut forwarded, headers, name, || RecordHeaderName::Owned(name.to_string()));
         }
         Ok(forwarded)
     }
@@ -77,8 +93,8 @@ impl Allowed {
 fn push(
     into: &mut Vec<(RecordHeaderName, Bytes)>,
     headers: &HeaderMap,
-    name: &str,
-    as_name: RecordHeaderName,
+    name: &HeaderName,
+    as_name: impl FnOnce() -> RecordHeaderName,
 ) {
     let mut values = headers.get_all(name).iter();
     let Some(first) = values.next() else { return };
@@ -87,7 +103,7 @@ fn push(
         joined.push(b',');
         joined.extend_from_slice(value.as_bytes());
     }
-    into.push((as_name, Bytes::from(joined)));
+    into.push((as_name(), Bytes::from(joined)));
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@
 use std::error::Error as _;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{BufMut as _, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use prost::Message as _;
 use tonic::metadata::MetadataMap;
@@ -31,11 +31,23 @@ use tonic::{Code, Status};
 use crate::deadline::TimeoutError;
 use crate::exchange::{Failure, Trace, Why};
 use crate::message::WorkerStatus;
+use crate::pending::Coordinates;
 
 const OUTCOME: HeaderName = HeaderName::from_static("antiphon-outcome");
 const RECORD: HeaderName = HeaderName::from_static("antiphon-record");
 const CORRELATION_ID: HeaderName = HeaderName::from_static("antiphon-correlation-id");
 const IDEMPOTENCY: HeaderName = HeaderName::from_static("antiphon-idempotency");
+/// All trailers that a call can end with and a page may want to read.
+pub(super) const TRAILERS: [HeaderName; 8] = [
+    HeaderName::from_static("grpc-status"),
+    HeaderName::from_static("grpc-message"),
+    HeaderName::from_static("grpc-status-details-bin"),
+    OUTCOME,
+    RECORD,
+    CORRELATION_ID,
+    IDEMPOTENCY,
+    PUSHBACK,
+];
 const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
 /// What becomes of a call that ended without a worker's answer.
@@ -97,19 +109,13 @@ pub(super) fn of_timeout_error(error: &TimeoutError) -> Status {
 
 /// What is known of the request, as trailers.
 pub(super) fn of_trace(trace: &Trace) -> HeaderMap {
-    let mut trailers = HeaderMap::with_capacity(4);
+    let mut trailers = HeaderMap::with_capacity(5);
     trailers.insert(OUTCOME, HeaderValue::from_static(trace.outcome.as_str()));
     if let Some(at) = trace.at {
-        let place = match at.offset {
-            Some(offset) => format!("{}/{}/{offset}", trace.topic, at.partition),
-            None => format!("{}/{}", trace.topic, at.partition),
-        };
-        insert(&mut trailers, RECORD, place);
+        insert_once(&mut trailers, RECORD, place(&trace.topic, at));
     }
-    if let Some(id) = trace.id
-        && let Ok(text) = HeaderValue::from_bytes(&id.to_text())
-    {
-        trailers.insert(CORRELATION_ID, text);
+    if let Some(id) = trace.id {
+        insert_once(&mut trailers, CORRELATION_ID, Bytes::copy_from_slice(&id.to_text()));
     }
     if let Some(repeat) = trace.repeat {
         trailers.insert(IDEMPOTENCY, HeaderValue::from_static(repeat.as_str()));
@@ -117,9 +123,28 @@ pub(super) fn of_trace(trace: &Trace) -> HeaderMap {
     trailers
 }
 
+/// `topic/partition/offset`. Every answer has it: written without `format!`,
+/// which costs four times as much.
+fn place(topic: &str, at: Coordinates) -> Bytes {
+    // Two separators and the longest numbers of both kinds.
+    let mut text = BytesMut::with_capacity(topic.len() + 33);
+    text.put_slice(topic.as_bytes());
+    let numbers = std::iter::once(i64::from(at.partition)).chain(at.offset);
+    for number in numbers {
+        text.put_u8(b'/');
+        text.put_slice(itoa::Buffer::new().format(number).as_bytes());
+    }
+    text.freeze()
+}
+
+/// A value that no other call has. "Sensitive" has HPACK write it as it is:
+/// indexed, each would push another one out of the table that connections
+/// share, after having been compared with all of them.
+///
 /// Topic names are checked when routes are compiled, so this can't fail.
-fn insert(trailers: &mut HeaderMap, name: HeaderName, value: String) {
-    if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(value)) {
+fn insert_once(trailers: &mut HeaderMap, name: HeaderName, value: Bytes) {
+    if let Ok(mut value) = HeaderValue::from_maybe_shared(value) {
+        value.set_sensitive(true);
         trailers.insert(name, value);
     }
 }
@@ -172,7 +197,6 @@ mod tests {
 
     use super::*;
     use crate::exchange::Outcome;
-    use crate::pending::Coordinates;
 
     fn trace(outcome: Outcome, at: Option<Coordinates>) -> Trace {
         Trace { id: None, outcome, topic: "pay".into(), at, repeat: None }

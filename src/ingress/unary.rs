@@ -2,14 +2,13 @@
 
 use std::sync::{Arc, OnceLock};
 
-use http::{HeaderMap, HeaderValue, Request, Response, header};
-use hyper::body::Incoming;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
 use tokio::time::timeout_at;
 use tonic::body::Body;
 use tonic::codec::CompressionEncoding;
 use tonic::{Code, Status};
 
-use super::message::{read_one, unary_body};
+use super::message::{RequestBody, read_one, unary_body};
 use super::metadata::Allowed;
 use super::status;
 use crate::deadline::{Deadline, parse_grpc_timeout};
@@ -17,9 +16,9 @@ use crate::exchange::{Answer, Exchange, Failure, Outcome, Request as Call, Trace
 use crate::metrics::{CallLabels, Counter, Metrics};
 use crate::route::{Route, RouteTable};
 
-const GRPC_TIMEOUT: &str = "grpc-timeout";
-const GRPC_ENCODING: &str = "grpc-encoding";
-const GRPC_ACCEPT_ENCODING: &str = "grpc-accept-encoding";
+static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+static GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
+static GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
 const ACCEPTED: HeaderValue = HeaderValue::from_static("identity,gzip,zstd");
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 
@@ -43,7 +42,11 @@ impl Unary {
         Self { exchange, allowed, message_bytes_max, succeeded }
     }
 
-    pub(super) async fn answer(&self, route: &Arc<Route>, request: Request<Incoming>) -> Response<Body> {
+    pub(super) async fn answer<B: RequestBody>(
+        &self,
+        route: &Arc<Route>,
+        request: Request<B>,
+    ) -> Response<Body> {
         if !is_grpc(request.headers()) {
             return not_grpc();
         }
@@ -56,13 +59,16 @@ impl Unary {
         }
     }
 
-    async fn call(&self, route: &Arc<Route>, request: Request<Incoming>) -> Result<Answer, Status> {
+    async fn call<B: RequestBody>(&self, route: &Arc<Route>, request: Request<B>) -> Result<Answer, Status> {
         let (head, body) = request.into_parts();
         let deadline = deadline(route, &head.headers)?;
         let encoding = request_encoding(&head.headers)?;
         let metadata = self.allowed.forward(&head.headers)?;
+        // Before its message: what is refused need not be read, and what is read is counted.
+        let mut admission = self.exchange.admit(route, deadline).map_err(|f| refusal(route, &f))?;
+        let hold = |bytes| admission.hold(bytes).map_err(|f| refusal(route, &f));
         // A caller that never finishes its message meets the same deadline.
-        let read = timeout_at(deadline.at(), read_one(body, encoding, self.message_bytes_max)).await;
+        let read = timeout_at(deadline.at(), read_one(body, encoding, self.message_bytes_max, hold)).await;
         let message = match read {
             Ok(message) => message.map_err(status::of_unread_message)?,
             Err(_) => {
@@ -70,11 +76,9 @@ impl Unary {
                 return Err(status::of_failure(&Failure::new(Why::TooLate, trace)));
             }
         };
-        let answered = self.exchange.call(route, Call { message, metadata, deadline }).await;
-        answered.map_err(|failure| {
-            log_failure(route, &failure);
-            status::of_failure(&failure)
-        })
+        let call = Call { message, metadata, deadline };
+        let answered = self.exchange.call_admitted(route, call, admission).await;
+        answered.map_err(|failure| refusal(route, &failure))
     }
 
     fn respond(
@@ -92,7 +96,7 @@ impl Unary {
                 *response.headers_mut() = metadata;
                 response.headers_mut().insert(header::CONTENT_TYPE, GRPC);
                 if let Some(encoding) = compression {
-                    response.headers_mut().insert(GRPC_ENCODING, encoding_name(encoding));
+                    response.headers_mut().insert(&GRPC_ENCODING, encoding_name(encoding));
                 }
                 response
             }
@@ -105,11 +109,16 @@ impl Unary {
     }
 }
 
+fn refusal(route: &Route, failure: &Failure) -> Status {
+    log_failure(route, failure);
+    status::of_failure(failure)
+}
+
 fn refuse(status: Status, mut end: CountOnDrop<'_>) -> Response<Body> {
     end.code = status.code();
     let mut response = status.into_http();
     if end.code == Code::Unimplemented {
-        response.headers_mut().insert(GRPC_ACCEPT_ENCODING, ACCEPTED);
+        response.headers_mut().insert(&GRPC_ACCEPT_ENCODING, ACCEPTED);
     }
     response
 }
@@ -130,7 +139,7 @@ fn not_grpc() -> Response<Body> {
 }
 
 fn deadline(route: &Route, headers: &HeaderMap) -> Result<Deadline, Status> {
-    let asked = match headers.get(GRPC_TIMEOUT) {
+    let asked = match headers.get(&GRPC_TIMEOUT) {
         Some(value) => Some(parse_grpc_timeout(value.as_bytes()).map_err(|e| status::of_timeout_error(&e))?),
         None => None,
     };
@@ -138,7 +147,7 @@ fn deadline(route: &Route, headers: &HeaderMap) -> Result<Deadline, Status> {
 }
 
 fn request_encoding(headers: &HeaderMap) -> Result<Option<CompressionEncoding>, Status> {
-    match headers.get(GRPC_ENCODING).map(HeaderValue::as_bytes) {
+    match headers.get(&GRPC_ENCODING).map(HeaderValue::as_bytes) {
         None | Some(b"identity") => Ok(None),
         Some(b"gzip") => Ok(Some(CompressionEncoding::Gzip)),
         Some(b"zstd") => Ok(Some(CompressionEncoding::Zstd)),
@@ -153,13 +162,13 @@ fn request_encoding(headers: &HeaderMap) -> Result<Option<CompressionEncoding>, 
 /// accept gzip without anybody having asked for it, and compressing costs more
 /// than all else that is done for a call.
 fn wanted_compression(headers: &HeaderMap) -> Option<CompressionEncoding> {
-    let compresses = headers.get(GRPC_ENCODING).is_some_and(|encoding| encoding != "identity");
+    let compresses = headers.get(&GRPC_ENCODING).is_some_and(|encoding| encoding != "identity");
     if compresses { accepted_compression(headers) } else { None }
 }
 
 /// The first of the caller's encodings that we can write.
 fn accepted_compression(headers: &HeaderMap) -> Option<CompressionEncoding> {
-    let accepted = headers.get(GRPC_ACCEPT_ENCODING)?.to_str().ok()?;
+    let accepted = headers.get(&GRPC_ACCEPT_ENCODING)?.to_str().ok()?;
     accepted.split(',').find_map(|name| match name.trim() {
         "gzip" => Some(CompressionEncoding::Gzip),
         "zstd" => Some(CompressionEncoding::Zstd),
@@ -239,7 +248,7 @@ mod tests {
     use super::*;
 
     fn with(name: &'static str, value: &'static str) -> HeaderMap {
-        HeaderMap::from_iter([(http::HeaderName::from_static(name), HeaderValue::from_static(value))])
+        HeaderMap::from_iter([(HeaderName::from_static(name), HeaderValue::from_static(value))])
     }
 
     #[test]

@@ -12,8 +12,10 @@ use rustls::RootCertStore;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::config::{Config, SaslConfig, SaslMechanism, TlsConfig};
 use super::explain;
@@ -22,6 +24,8 @@ use crate::transport::ClusterError;
 
 /// One look whether anybody listens.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
+/// How much later than the first another server may answer that look.
+const PROBE_GRACE: Duration = Duration::from_millis(20);
 
 /// Settings that can't be used, found before anything is connected.
 #[derive(Debug, thiserror::Error)]
@@ -87,7 +91,7 @@ impl Connector {
     /// A client that has seen the cluster's metadata. The caller sets the time
     /// limit.
     pub(super) async fn connect(&self) -> Result<Client, ClusterError> {
-        let mut builder = ClientBuilder::new(self.bootstrap_servers.clone())
+        let mut builder = ClientBuilder::new(self.servers_that_listen().await)
             .client_id(Arc::clone(&self.client_id))
             .backoff_config(no_retries());
         if let Some(tls) = &self.tls {
@@ -101,6 +105,30 @@ impl Connector {
 }
 
 impl Connector {
+    /// Those bootstrap servers that take connections; all of them where none
+    /// does, so that the error names them. rskafka tries one after the other,
+    /// without a limit: a host that is down and answers nothing at all would
+    /// use up the whole of `kafka.connect_timeout`.
+    async fn servers_that_listen(&self) -> Vec<String> {
+        if self.bootstrap_servers.len() < 2 {
+            return self.bootstrap_servers.clone();
+        }
+        let mut probes: FuturesUnordered<_> = self
+            .bootstrap_servers
+            .iter()
+            .map(|server| async move { TcpStream::connect(server).await.is_ok().then_some(server) })
+            .collect();
+        let mut listening = Vec::new();
+        let mut limit = Instant::now() + PROBE_TIMEOUT;
+        while let Ok(Some(answered)) = timeout_at(limit, probes.next()).await {
+            if let Some(server) = answered {
+                listening.push(server.clone());
+                limit = limit.min(Instant::now() + PROBE_GRACE);
+            }
+        }
+        if listening.is_empty() { self.bootstrap_servers.clone() } else { listening }
+    }
+
     pub(super) fn bootstrap_servers(&self) -> &[String] {
         &self.bootstrap_servers
     }
@@ -235,6 +263,29 @@ mod tests {
         };
         let connector = Connector::new(&config).unwrap();
         assert!(!format!("{config:?} {connector:?}").contains("hunter2"));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_down_is_not_waited_for() {
+        let up = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let up = up.local_addr().map(|address| (up, address.to_string())).unwrap();
+        let refuses = {
+            let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            free.local_addr().unwrap().to_string()
+        };
+        // Reserved for documentation (RFC 5737): nobody answers, or a router says so.
+        let silent = "192.0.2.1:9092".to_owned();
+        let connector = |servers: &[&String]| {
+            let bootstrap_servers = servers.iter().map(|server| (*server).clone()).collect();
+            Connector::new(&Config { bootstrap_servers, ..Config::default() }).unwrap()
+        };
+        let began = Instant::now();
+        let listening = connector(&[&silent, &refuses, &up.1]).servers_that_listen().await;
+        assert_eq!(listening, [up.1.as_str()]);
+        assert!(began.elapsed() < PROBE_TIMEOUT);
+        // Where nobody listens the error must name them all.
+        let listening = connector(&[&silent, &refuses]).servers_that_listen().await;
+        assert_eq!(listening, [silent, refuses]);
     }
 
     #[test]

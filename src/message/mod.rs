@@ -26,8 +26,8 @@ use prost::Message as _;
 
 use crate::correlation::CorrelationId;
 use crate::deadline::Deadline;
-use crate::terms::Dialect;
 use crate::transport::{HeaderName, Record};
+use dialect::Dialect;
 
 pub use partition::partition_of_key;
 pub use reply::{DecodeError, Reply, WorkerStatus, reply_headers};
@@ -54,6 +54,8 @@ pub const HEARTBEAT: &str = "antiphon-heartbeat";
 pub const REPLAY: &str = "antiphon-replay";
 /// Header of a dead letter: whether the request is in the log.
 pub const OUTCOME: &str = "antiphon-outcome";
+/// Header of a dead letter in the dialect `custom`: the correlation id.
+pub const CORRELATION_ID: &str = "antiphon-correlation-id";
 /// Header of a dead letter without its value, which was too large: how many
 /// bytes it had.
 pub const VALUE_LEFT_OUT: &str = "antiphon-value-left-out";
@@ -74,7 +76,7 @@ pub struct ReplyAddress {
 #[derive(Debug)]
 pub struct RequestParts<'a> {
     /// Which framework's headers to write.
-    pub dialect: Dialect,
+    pub dialect: &'a Dialect,
     /// Path of the method.
     pub method: Bytes,
     /// Names the call.
@@ -95,17 +97,27 @@ impl RequestParts<'_> {
     /// The record to produce.
     pub fn into_record(self) -> Record {
         let mut headers = self.metadata;
+        self.dialect.rename_metadata(&mut headers);
         headers.reserve(7);
-        headers.push((HeaderName::Borrowed(GRPC_METHOD), self.method));
-        headers.push((HeaderName::Borrowed(GRPC_DEADLINE), decimal(self.deadline.unix_ms())));
+        // By name, as far as possible: rskafka sorts them, and sorts what is sorted at once.
         headers.push((HeaderName::Borrowed(CONTENT_TYPE), Bytes::from_static(PROTOBUF.as_bytes())));
-        dialect::write_request(self.dialect, self.id, self.reply_to, &mut headers);
-        Record { key: self.key, value: Some(self.value), headers }
+        headers.push((HeaderName::Borrowed(GRPC_DEADLINE), decimal(self.deadline.unix_ms())));
+        headers.push((HeaderName::Borrowed(GRPC_METHOD), self.method.clone()));
+        self.dialect.write_request(&self.method, self.id, self.reply_to, &mut headers);
+        let key = self.key.or_else(|| self.dialect.key_without_one(self.id));
+        Record { key, value: Some(self.value), headers }
     }
 }
 
 fn decimal(number: u64) -> Bytes {
-    Bytes::from(number.to_string())
+    Bytes::copy_from_slice(itoa::Buffer::new().format(number).as_bytes())
+}
+
+/// Whether a header is one of our own, which are the same in every dialect.
+pub fn is_own_header(name: &str) -> bool {
+    [CONTENT_TYPE, IDEMPOTENCY_KEY, TRACEPARENT, TRACESTATE].contains(&name)
+        || name.starts_with("grpc-")
+        || name.starts_with("antiphon-")
 }
 
 /// `antiphon.v1.Ack`, kept equal to `proto/antiphon/v1/options.proto`.

@@ -6,6 +6,7 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use bytes::Bytes;
 use percent_encoding::AsciiSet;
 
+use super::dialect::Dialect;
 use super::{CONTENT_TYPE, TRACEPARENT, TRACESTATE};
 use crate::limits;
 use crate::transport::{HeaderName, Received};
@@ -41,18 +42,46 @@ pub struct WorkerStatus {
     pub details: Bytes,
 }
 
+/// gRPC's status for an error without a code.
+pub(super) const UNKNOWN: u8 = 2;
+
+impl WorkerStatus {
+    /// Cuts the message to what a trailer can hold.
+    pub(super) fn new(code: u8, mut message: String, details: Bytes) -> Self {
+        message.truncate(message.floor_char_boundary(limits::STATUS_MESSAGE_BYTES_MAX));
+        Self { code, message, details }
+    }
+}
+
 /// Why a reply can't be handed on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
-    /// `grpc-status` is no status code.
-    #[error("its grpc-status header {0:?} is no status code; expected a decimal number from 0 to 16")]
-    Status(String),
+    /// `grpc-status`, or the dialect's header like it, is no status code.
+    #[error("its {header} header {found:?} is no status code; expected a decimal number from 0 to 16")]
+    Status {
+        /// Name of the header.
+        header: String,
+        /// What it says.
+        found: String,
+    },
     /// `grpc-status-details-bin` is not base64.
     #[error("its grpc-status-details-bin header is not base64")]
     Details,
     /// No value, and no status that explains it.
     #[error("it has no value (a tombstone) and no grpc-status; an empty message is a value of 0 bytes")]
     Tombstone,
+    /// The reply of a dialect in which replies are streams ended before there
+    /// was a message.
+    #[error("it ended without a message")]
+    NoMessage,
+    /// Such a stream had more than one message.
+    #[error(
+        "it has more than one message, of which the first is at offset {first}; a unary call has one reply"
+    )]
+    SecondMessage {
+        /// Offset of the first.
+        first: i64,
+    },
     /// A message larger than a gRPC client would take.
     #[error("its value has {found} bytes; at most {max} are allowed (grpc.message_bytes_max)")]
     TooLarge {
@@ -68,23 +97,35 @@ impl Reply {
     /// `google.protobuf.Empty`, for which a null value is as good as none.
     pub fn decode(
         record: Received,
+        dialect: &Dialect,
         null_is_empty: bool,
         message_bytes_max: usize,
     ) -> Result<Self, DecodeError> {
         // Error headers first: a null value with an error is no tombstone.
-        let code = status_code(record.header(GRPC_STATUS))?;
-        let result = match (code, record.value.as_ref()) {
-            (Some(code @ 1..), _) => Err(worker_status(code, &record)?),
-            (_, Some(value)) if value.len() > message_bytes_max => {
+        let code = status_code(GRPC_STATUS, record.header(GRPC_STATUS))?;
+        let error = match code {
+            Some(0) => None,
+            Some(code) => Some(worker_status(code, &record)?),
+            None => dialect.error_of(&record)?,
+        };
+        let result = match (error, record.value.as_ref()) {
+            (Some(error), _) => Err(error),
+            (None, Some(value)) if value.len() > message_bytes_max => {
                 return Err(DecodeError::TooLarge { found: value.len(), max: message_bytes_max });
             }
-            (_, Some(value)) => Ok(value.clone()),
-            (Some(0), None) => Ok(Bytes::new()),
-            (None, None) if null_is_empty => Ok(Bytes::new()),
+            (None, Some(value)) => Ok(value.clone()),
+            (None, None) if null_is_empty || code == Some(0) => Ok(Bytes::new()),
+            (None, None) if *dialect == Dialect::Zilla => return Err(DecodeError::NoMessage),
             (None, None) => return Err(DecodeError::Tombstone),
         };
         let mut headers = record.headers;
-        headers.retain(|(name, _)| !is_reserved(name));
+        headers.retain_mut(|(name, _)| {
+            if is_reserved(name) {
+                return false;
+            }
+            let offered = dialect.metadata_of(std::mem::take(name));
+            offered.map(|offered| *name = offered).is_some()
+        });
         Ok(Self { result, headers })
     }
 }
@@ -109,12 +150,15 @@ const GRPC_MESSAGE_ESCAPES: &AsciiSet = &percent_encoding::CONTROLS.add(b'%');
 
 fn is_reserved(name: &str) -> bool {
     [GRPC_STATUS, GRPC_MESSAGE, GRPC_STATUS_DETAILS, CONTENT_TYPE, TRACEPARENT, TRACESTATE].contains(&name)
-        || name.starts_with("kafka_")
 }
 
-fn status_code(header: Option<&Bytes>) -> Result<Option<u8>, DecodeError> {
+/// Reads a status code in decimal from the header `name`.
+pub(super) fn status_code(name: &str, header: Option<&Bytes>) -> Result<Option<u8>, DecodeError> {
     let Some(value) = header else { return Ok(None) };
-    let refused = || DecodeError::Status(String::from_utf8_lossy(&value[..value.len().min(64)]).into_owned());
+    let refused = || DecodeError::Status {
+        header: name.to_owned(),
+        found: String::from_utf8_lossy(&value[..value.len().min(64)]).into_owned(),
+    };
     if value.is_empty() || value.len() > 2 || !value.iter().all(u8::is_ascii_digit) {
         return Err(refused());
     }
@@ -122,17 +166,19 @@ fn status_code(header: Option<&Bytes>) -> Result<Option<u8>, DecodeError> {
     if code > 16 { Err(refused()) } else { Ok(Some(code)) }
 }
 
+/// Text that is percent-encoded, as gRPC has it.
+pub(super) fn percent_decoded(header: Option<&Bytes>) -> String {
+    let text = header.map_or(&[][..], |value| value);
+    percent_encoding::percent_decode(text).decode_utf8_lossy().into_owned()
+}
+
 fn worker_status(code: u8, record: &Received) -> Result<WorkerStatus, DecodeError> {
-    let message = record.header(GRPC_MESSAGE).map_or(&[][..], |value| value);
-    let mut message = percent_encoding::percent_decode(message).decode_utf8_lossy().into_owned();
-    if message.len() > limits::STATUS_MESSAGE_BYTES_MAX {
-        message.truncate(message.floor_char_boundary(limits::STATUS_MESSAGE_BYTES_MAX));
-    }
+    let message = percent_decoded(record.header(GRPC_MESSAGE));
     let details = match record.header(GRPC_STATUS_DETAILS) {
         Some(encoded) => Bytes::from(BASE64.decode(encoded).map_err(|_| DecodeError::Details)?),
         None => Bytes::new(),
     };
-    Ok(WorkerStatus { code, message, details })
+    Ok(WorkerStatus::new(code, message, details))
 }
 
 #[cfg(test)]
@@ -140,6 +186,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::terms::CorrelationForm;
+
+    const SPRING: Dialect = Dialect::Spring(CorrelationForm::Text);
 
     fn record(value: Option<&'static [u8]>, headers: &[(&'static str, &'static str)]) -> Received {
         Received {
@@ -155,7 +204,7 @@ mod tests {
     }
 
     fn decode(record: Received) -> Result<Result<Bytes, WorkerStatus>, DecodeError> {
-        Reply::decode(record, false, 16).map(|reply| reply.result)
+        Reply::decode(record, &SPRING, false, 16).map(|reply| reply.result)
     }
 
     #[test]
@@ -185,7 +234,7 @@ mod tests {
             let headers: &'static [(&'static str, &'static str)] = vec![("grpc-status", bad)].leak();
             assert_eq!(
                 decode(record(Some(b""), headers)),
-                Err(DecodeError::Status(bad.to_owned())),
+                Err(DecodeError::Status { header: GRPC_STATUS.to_owned(), found: bad.to_owned() }),
                 "{bad:?}"
             );
         }
@@ -203,14 +252,14 @@ mod tests {
     #[test]
     fn null_is_an_empty_message_where_it_can_only_be_that() {
         assert_eq!(decode(record(None, &[("grpc-status", "0")])), Ok(Ok(Bytes::new())));
-        let reply = Reply::decode(record(None, &[]), true, 16);
+        let reply = Reply::decode(record(None, &[]), &SPRING, true, 16);
         assert_eq!(reply.map(|r| r.result), Ok(Ok(Bytes::new())));
     }
 
     #[test]
     fn protocol_headers_are_not_offered_as_metadata() {
         let headers = [("grpc-status", "0"), ("kafka_correlationId", "x"), ("x-shop", "7")];
-        let reply = Reply::decode(record(Some(b""), &headers), false, 16).unwrap();
+        let reply = Reply::decode(record(Some(b""), &headers), &SPRING, false, 16).unwrap();
         assert_eq!(reply.headers, [(HeaderName::Borrowed("x-shop"), Bytes::from_static(b"7"))]);
     }
 
@@ -240,7 +289,7 @@ mod tests {
                 (HeaderName::Borrowed(GRPC_STATUS_DETAILS), Bytes::from(details)),
             ];
             let record = Received { offset: 0, timestamp_ms: 0, key: None, value: value.map(Bytes::from), headers };
-            if let Ok(Reply { result: Err(status), .. }) = Reply::decode(record, false, 16) {
+            if let Ok(Reply { result: Err(status), .. }) = Reply::decode(record, &SPRING, false, 16) {
                 prop_assert!((1..=16).contains(&status.code));
             }
         }

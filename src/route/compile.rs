@@ -16,10 +16,11 @@ use super::sources::{self, Opened, Sources};
 use super::words::{DURATION_HINT, TOPIC_HINT, check_topic, parse_duration, show_duration};
 use super::{Entry, Idempotency, Partitioning, Route, RouteTable};
 use crate::limits;
-use crate::terms::{DeadLetterOn, Dialect, Format, Mode, UnknownTerm};
+use crate::message::dialect::{Custom, Dialect};
+use crate::terms::{CorrelationForm, DeadLetterOn, DialectName, Format, Mode, UnknownTerm};
 
 /// Words that the options know and this version does not.
-const NOT_YET: &[&str] = &["json", "nestjs", "smallrye", "faststream", "zilla", "custom"];
+const NOT_YET: &[&str] = &["json"];
 /// What a one-way method may return.
 const ONE_WAY_OUTPUTS: &[&str] = &["google.protobuf.Empty", "antiphon.v1.Ack"];
 
@@ -46,6 +47,7 @@ pub(super) fn compile_within(sources: &Sources, routes_max: usize) -> Result<Rou
         service_names: services.iter().cloned().collect(),
         services,
         descriptor_set: Vec::new(),
+        custom_dialect: sources.custom_dialect.clone(),
     };
     for service in &opened.served {
         add_service(service, sources, &opened, &mut table, &mut mistakes);
@@ -135,7 +137,8 @@ fn add_service(
         let overlay = sources.methods.get(&path[1..]).or_else(|| sources.methods.get(&*path));
         let layers = Layers(vec![overlay.map_or(&nothing, overlay_settings), outer, &own, &inner]);
         let origin = options::origin_of_method(&method, &opened.texts);
-        let mut judge = Judge { layers, origin, method: &method, mistakes };
+        let custom = sources.custom_dialect.as_ref();
+        let mut judge = Judge { layers, origin, method: &method, custom, mistakes };
         let route = Arc::new(judge.route(table.routes.len(), Arc::clone(&path)));
         table.entries.insert(path, Entry::Route(Arc::clone(&route)));
         table.routes.push(route);
@@ -152,6 +155,7 @@ struct Judge<'a> {
     layers: Layers<'a>,
     origin: Origin,
     method: &'a MethodDescriptor,
+    custom: Option<&'a Arc<Custom>>,
     mistakes: &'a mut Mistakes,
 }
 
@@ -173,14 +177,14 @@ impl<'a> Judge<'a> {
             timeout,
             timeout_max,
             mode: self.mode(&output),
-            dialect: self.word("dialect", |s| &s.dialect).unwrap_or(Dialect::Spring),
+            dialect: self.dialect(),
             format: self.word("format", |s| &s.format).unwrap_or(Format::Protobuf),
             compression: self.word("compression", |s| &s.compression),
             idempotency: idempotency(self.method),
             dead_letter_topic: self.dead_letter_topic(&request_topic, !dead_letter_on.is_empty()),
             dead_letter_on,
             request_topic,
-            cancel_record: self.layers.pick(|s| &s.cancel_record).is_some_and(|yes| yes.value),
+            cancel_record: self.cancel_record(),
             in_flight_max: self.in_flight_max(),
             input,
             output,
@@ -322,6 +326,51 @@ impl<'a> Judge<'a> {
             self.mistakes.push(mistake.hint(format!("return {}", ONE_WAY_OUTPUTS.join(" or "))));
         }
         mode
+    }
+
+    fn dialect(&mut self) -> Dialect {
+        let name = self.word("dialect", |s| &s.dialect).unwrap_or(DialectName::Spring);
+        let form = self.word("correlation_form", |s| &s.correlation_form).unwrap_or(CorrelationForm::Text);
+        if form == CorrelationForm::Binary
+            && name != DialectName::Spring
+            && let Some(written) = self.layers.pick(|s| &s.correlation_form)
+        {
+            let what = format!("correlation_form: the dialect {name} has no form to choose");
+            let hint = (name == DialectName::Custom).then(|| "set it in [custom_dialect]".to_owned());
+            self.mistakes.push(written.mistake(what).maybe_hint(hint));
+        }
+        match name {
+            DialectName::Spring => Dialect::Spring(form),
+            DialectName::Nestjs => Dialect::Nestjs,
+            DialectName::Smallrye => Dialect::Smallrye,
+            DialectName::Faststream => Dialect::Faststream,
+            DialectName::Zilla => Dialect::Zilla,
+            DialectName::Custom => match self.custom {
+                Some(custom) => Dialect::Custom(Arc::clone(custom)),
+                None => {
+                    let origin =
+                        self.layers.pick(|s| &s.dialect).map_or(&self.origin, |written| &written.origin);
+                    let mistake = origin.mistake("dialect: \"custom\" needs the section [custom_dialect]");
+                    self.mistakes
+                        .push(mistake.hint("at least correlation_id and reply_topic, the names of headers"));
+                    Dialect::Spring(form)
+                }
+            },
+        }
+    }
+
+    fn cancel_record(&mut self) -> bool {
+        let Some(written) = self.layers.pick(|s| &s.cancel_record).filter(|written| written.value) else {
+            return false;
+        };
+        let zilla =
+            self.layers.pick(|s| &s.dialect).is_some_and(|name| name.value == DialectName::Zilla.as_str());
+        if zilla {
+            let what = "cancel_record: a record without a value is the end of a request in the dialect zilla, \
+                        which has no way to cancel one";
+            self.mistakes.push(written.mistake(what));
+        }
+        true
     }
 
     fn word<T: FromStr<Err = UnknownTerm>>(

@@ -130,6 +130,7 @@ fn set(settings: &mut Settings, name: &str, value: &Value, origin: Origin) {
         "timeout_max" => settings.timeout_max = text(),
         "mode" => settings.mode = word(),
         "dialect" => settings.dialect = text(),
+        "correlation_form" => settings.correlation_form = word(),
         "format" => settings.format = word(),
         "compression" => settings.compression = word(),
         "partition_field" => settings.partition_field = text(),
@@ -150,6 +151,7 @@ fn set(settings: &mut Settings, name: &str, value: &Value, origin: Origin) {
 fn spelling_of(value: &Value, name: &str) -> Option<String> {
     let words: &[&str] = match name {
         "mode" => &["request-reply", "one-way"],
+        "correlation_form" => &["text", "binary"],
         "format" => &["protobuf", "json"],
         "compression" => &["none", "gzip", "snappy", "lz4", "zstd"],
         _ => &["timeout", "undecodable-reply", "rejected"],

@@ -42,6 +42,8 @@ pub struct Settings {
     pub mode: Option<Sourced<String>>,
     /// Headers of the worker's framework.
     pub dialect: Option<Sourced<String>>,
+    /// How the dialect writes the correlation id.
+    pub correlation_form: Option<Sourced<String>>,
     /// How the message becomes the record's value.
     pub format: Option<Sourced<String>>,
     /// Compression of the request batches.
@@ -68,6 +70,7 @@ impl Settings {
         "timeout_max",
         "mode",
         "dialect",
+        "correlation_form",
         "format",
         "compression",
         "partition_field",

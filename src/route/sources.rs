@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use prost::Message;
 use prost_reflect::{DescriptorPool, ServiceDescriptor};
@@ -15,6 +16,7 @@ use protox::file::{DescriptorSetFileResolver, File, FileResolver, GoogleFileReso
 use super::mistake::{Mistake, Mistakes, Origin, did_you_mean};
 use super::options::{Text, Texts};
 use super::settings::{Overlay, Settings};
+use crate::message::dialect::Custom;
 
 /// The options file, which every binary carries, whatever is on disk.
 const OPTIONS_NAME: &str = "antiphon/v1/options.proto";
@@ -37,6 +39,8 @@ pub struct Sources {
     pub services: BTreeMap<String, Overlay>,
     /// Settings by `pkg.Service/Method`.
     pub methods: BTreeMap<String, Overlay>,
+    /// Headers of the dialect `custom`.
+    pub custom_dialect: Option<Arc<Custom>>,
 }
 
 /// All descriptors, and what of them is served.

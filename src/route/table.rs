@@ -9,7 +9,8 @@ use prost_reflect::MessageDescriptor;
 
 use super::compile::distinct_topics;
 use super::field_path::FieldPath;
-use crate::terms::{Compression, DeadLetterOn, Dialect, Format, Mode};
+use crate::message::dialect::{Custom, Dialect};
+use crate::terms::{Compression, DeadLetterOn, Format, Mode};
 
 /// Every method that is declared, and the routes of those that are served.
 #[derive(Clone)]
@@ -20,6 +21,7 @@ pub struct RouteTable {
     pub(super) services: Vec<Arc<str>>,
     pub(super) service_names: HashSet<Arc<str>>,
     pub(super) descriptor_set: Vec<u8>,
+    pub(super) custom_dialect: Option<Arc<Custom>>,
 }
 
 /// What a path leads to.
@@ -81,6 +83,11 @@ impl RouteTable {
         self.descriptor_set.clone()
     }
 
+    /// The headers that the configuration names, for the dialect `custom`.
+    pub fn custom_dialect(&self) -> Option<&Arc<Custom>> {
+        self.custom_dialect.as_ref()
+    }
+
     /// The request topics, each once, in the order of the routes.
     pub fn request_topics(&self) -> Vec<Arc<str>> {
         distinct_topics(&self.routes)
@@ -116,7 +123,7 @@ pub struct Route {
     pub timeout_max: Duration,
     /// Whether a reply is waited for.
     pub mode: Mode,
-    /// Header names of the worker's framework.
+    /// Headers of the worker's framework.
     pub dialect: Dialect,
     /// How the message becomes the record's value.
     pub format: Format,

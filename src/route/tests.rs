@@ -1,6 +1,7 @@
 //! Route tables, and the exact words for what is wrong with their sources.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message;
@@ -8,7 +9,8 @@ use prost_types::FileDescriptorSet;
 
 use super::compile::compile_within;
 use super::*;
-use crate::terms::{Compression, DeadLetterOn, Mode};
+use crate::message::dialect::{Custom, Dialect};
+use crate::terms::{Compression, CorrelationForm, DeadLetterOn, Mode, PartitionForm};
 
 mod wrong;
 
@@ -102,7 +104,7 @@ fn without_options_the_topic_is_the_services_name() {
 fn every_option_is_read() {
     let service = r#"service S { rpc M(A) returns (google.protobuf.Empty) { option (antiphon.v1.kafka) = {
         request_topic: "q" key: "b.id" partition: 7 timeout: "1s" timeout_max: "2s" mode: ONE_WAY
-        dialect: "spring" format: PROTOBUF compression: ZSTD dead_letter_on: [TIMEOUT, REJECTED, TIMEOUT]
+        dialect: "spring" correlation_form: BINARY format: PROTOBUF compression: ZSTD dead_letter_on: [TIMEOUT, REJECTED, TIMEOUT]
         dead_letter_topic: "dead" cancel_record: true in_flight_max: 12 }; }
         rpc N(A) returns (B) { option (antiphon.v1.kafka).partition_field = "n"; option (antiphon.v1.kafka).mode = REQUEST_REPLY; } }"#;
     let files = Files::new(&[("t.proto", &format!("{HEAD}{service}"))]);
@@ -110,6 +112,7 @@ fn every_option_is_read() {
     let m = route(&table, "/t.S/M");
     assert_eq!((&*m.request_topic, &*m.dead_letter_topic), ("q", "dead"));
     assert!(matches!(m.partitioning, Partitioning::Fixed(7)) && m.key.as_ref().unwrap().as_str() == "b.id");
+    assert_eq!(m.dialect, Dialect::Spring(CorrelationForm::Binary));
     assert_eq!((m.mode, m.compression, m.cancel_record), (Mode::OneWay, Some(Compression::Zstd), true));
     assert_eq!(m.dead_letter_on, [DeadLetterOn::Timeout, DeadLetterOn::Rejected]);
     assert_eq!(
@@ -118,6 +121,34 @@ fn every_option_is_read() {
     );
     let n = &route(&table, "/t.S/N").partitioning;
     assert!(matches!(n, Partitioning::ByField(path) if path.as_str() == "n"), "{n:?}");
+}
+
+/// Options of the service and of a method, and TOML over both.
+#[test]
+fn a_dialect_is_a_methods_own() {
+    let service = r#"service S {
+        option (antiphon.v1.kafka_defaults) = { dialect: "nestjs" };
+        rpc Default(A) returns (B);
+        rpc Own(A) returns (B) { option (antiphon.v1.kafka) = { dialect: "zilla" }; }
+        rpc Toml(A) returns (B) { option (antiphon.v1.kafka) = { dialect: "zilla" }; } }"#;
+    let files = Files::new(&[("t.proto", &format!("{HEAD}{service}"))]);
+    let custom = Arc::new(Custom {
+        correlation_id: "x-call".to_owned(),
+        correlation_form: CorrelationForm::Text,
+        reply_topic: "x-answer-to".to_owned(),
+        reply_partition: None,
+        reply_partition_form: PartitionForm::Int32,
+        error_code: None,
+        error_message: None,
+    });
+    let mut sources = files.protos(&["t.proto"]);
+    sources.custom_dialect = Some(Arc::clone(&custom));
+    let word =
+        |settings: &mut Settings, origin| settings.dialect = Some(Sourced::new("custom".to_owned(), origin));
+    sources.methods.insert("t.S/Toml".to_owned(), overlay(1, word));
+    let table = compile(&sources).unwrap();
+    let dialects: Vec<Dialect> = table.routes().iter().map(|route| route.dialect.clone()).collect();
+    assert_eq!(dialects, [Dialect::Nestjs, Dialect::Zilla, Dialect::Custom(custom)]);
 }
 
 #[test]

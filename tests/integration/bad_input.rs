@@ -12,7 +12,7 @@ use prost::Message as _;
 use tonic::Code;
 
 use crate::harness::{ECHO, PAY, TestGateway, setting, trailer};
-use crate::raw::{framed, post};
+use crate::raw::{begin, framed, post};
 
 #[tokio::test]
 async fn what_the_caller_got_wrong() {
@@ -57,7 +57,14 @@ async fn what_the_caller_got_wrong() {
         ("truncated, no key", ECHO, &[], &truncated, Code::InvalidArgument, "request message: "),
         ("no message", PAY, &[], &Bytes::new(), Code::Internal, "a unary call needs one message"),
         ("half a prefix", PAY, &[], &no_prefix, Code::Internal, ""),
-        ("too large", PAY, &[], &large, Code::ResourceExhausted, "Error, decoded message length too large"),
+        (
+            "too large",
+            PAY,
+            &[],
+            &large,
+            Code::ResourceExhausted,
+            "the message has 2000 bytes; at most 1000 are allowed",
+        ),
         (
             "deadline of zero",
             PAY,
@@ -100,6 +107,36 @@ async fn what_the_caller_got_wrong() {
     }
     let page = post(address, PAY, &[("content-type", "application/json")], Bytes::from_static(b"{}")).await;
     assert_eq!(page.http.as_u16(), 415);
+    gateway.settled().await;
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_message_that_is_still_being_read_has_its_place_and_its_bytes() {
+    let gateway = TestGateway::build()
+        .config(|config| config.limits.bytes_held_max = 1_000)
+        .handler(Samples::default())
+        .start()
+        .await;
+    let address = gateway.gateway().grpc_address();
+    let large = framed(&[0x1a; 2_000]);
+    let budget = || {
+        let instance = gateway.gateway().instance();
+        (instance.budget.calls(), instance.budget.bytes())
+    };
+
+    let unfinished = begin(address, PAY, large.slice(..905)).await;
+    gateway.until("it is counted", || budget() == (1, 900)).await;
+    let refused = post(address, PAY, &[], framed(&[0x1a; 200])).await.status();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
+    assert!(refused.message().contains("limits.bytes_held_max"), "{refused:?}");
+    drop(unfinished);
+    gateway.until("its caller has gone", || budget() == (0, 0)).await;
+
+    // What says that it will be too much is refused while it comes.
+    let refused = post(address, PAY, &[], large).await.status();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
+    assert_eq!(budget(), (0, 0));
     gateway.settled().await;
     gateway.stop().await;
 }

@@ -14,6 +14,7 @@ use antiphon::app::{Config, Gateway, StartError};
 use antiphon::dev_broker::{self, DevBroker};
 use antiphon::kafka::{Connector, KafkaCluster};
 use antiphon::message::WorkerStatus;
+use antiphon::message::dialect::Custom;
 use antiphon::route::{self, Origin, Overlay, Settings, Sourced, Sources};
 use antiphon::supervisor::Supervisor;
 use antiphon::transport::{Cluster, Record};
@@ -56,6 +57,7 @@ pub struct TestGatewayBuilder {
     worker: Option<Arc<dyn Handler>>,
     broker: dev_broker::Config,
     own_broker: bool,
+    custom_dialect: Option<Arc<Custom>>,
 }
 
 /// A gateway that is stopped by [`TestGateway::stop`]; dropping it otherwise
@@ -93,6 +95,7 @@ impl TestGateway {
             worker: None,
             broker: dev_broker::Config::default(),
             own_broker: false,
+            custom_dialect: None,
         }
     }
 }
@@ -123,6 +126,12 @@ impl TestGatewayBuilder {
         let file = folder.join("test.proto");
         std::fs::write(&file, text).unwrap();
         self.protos.push(file);
+        self
+    }
+
+    /// Headers of the dialect `custom`.
+    pub fn custom_dialect(mut self, custom: Custom) -> Self {
+        self.custom_dialect = Some(Arc::new(custom));
         self
     }
 
@@ -211,8 +220,17 @@ impl TestGatewayBuilder {
 
     /// Every request topic gets the test's suffix.
     fn sources(&self, suffix: &str) -> Sources {
-        let plain = route::compile(&Sources { protos: self.protos.clone(), ..Sources::default() }).unwrap();
-        let mut sources = Sources { protos: self.protos.clone(), ..Sources::default() };
+        let plain = route::compile(&Sources {
+            protos: self.protos.clone(),
+            custom_dialect: self.custom_dialect.clone(),
+            ..Sources::default()
+        })
+        .unwrap();
+        let mut sources = Sources {
+            protos: self.protos.clone(),
+            custom_dialect: self.custom_dialect.clone(),
+            ..Sources::default()
+        };
         for (name, settings) in &self.methods {
             let overlay = Overlay { settings: settings.clone(), ..Overlay::default() };
             sources.methods.insert(name.clone(), overlay);

@@ -1,11 +1,13 @@
 //! HTTP/2 by hand: requests that no gRPC client would send, and answers with
 //! nothing hidden.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::{HeaderMap, Request, StatusCode};
-use http_body_util::{BodyExt as _, Full};
+use http_body::Frame;
+use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tonic::{Code, Status};
 
@@ -56,4 +58,35 @@ pub async fn post(address: SocketAddr, path: &str, headers: &[(&str, &str)], bod
     let trailers = collected.trailers().cloned().unwrap_or_default();
     driver.abort();
     RawAnswer { http: head.status, headers: head.headers, body: collected.to_bytes(), trailers }
+}
+
+/// A call whose message has begun and does not go on, until it is dropped.
+pub struct Unfinished {
+    /// The rest of the message would go in here.
+    _body: tokio::sync::mpsc::Sender<Result<Frame<Bytes>, Infallible>>,
+    _answer: tokio::task::JoinHandle<()>,
+    driver: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+/// Sends headers and the beginning of a message.
+pub async fn begin(address: SocketAddr, path: &str, beginning: Bytes) -> Unfinished {
+    let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    let driver = tokio::spawn(async move { drop(connection.await) });
+    let (body, frames) = tokio::sync::mpsc::channel(1);
+    body.send(Ok(Frame::data(beginning))).await.unwrap();
+    let frames = StreamBody::new(tokio_stream::wrappers::ReceiverStream::new(frames));
+    let request = Request::post(format!("http://{address}{path}"))
+        .header("content-type", "application/grpc")
+        .body(frames);
+    let answer = sender.send_request(request.unwrap());
+    let answer = tokio::spawn(async move { drop(answer.await) });
+    Unfinished { _body: body, _answer: answer, driver }
 }

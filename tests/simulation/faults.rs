@@ -146,10 +146,10 @@ impl Plan {
             cancels: chance(40),
             keys: chance(60),
         };
-        let circuit = match rng.u8(..3) {
-            0 => CircuitConfig {
-                timeouts_max: rng.u32(1..6),
-                open_for: Duration::from_millis(rng.u64(200..4_000)),
+        let circuit = match rng.u8(..5) {
+            0 | 1 => CircuitConfig {
+                timeouts_max: rng.u32(1..5),
+                open_for: Duration::from_millis(rng.u64(100..2_500)),
             },
             _ => CircuitConfig::default(),
         };
@@ -253,8 +253,9 @@ impl Window {
             REPLIES,
         ];
         let start = Duration::from_millis(rng.u64(..20_000));
-        let length =
-            Duration::from_millis(if rng.bool() { rng.u64(20..1_000) } else { rng.u64(1_000..8_000) });
+        // A broker does not die for a moment.
+        let short = trouble != Trouble::BrokerDies && rng.bool();
+        let length = Duration::from_millis(if short { rng.u64(20..1_000) } else { rng.u64(1_000..8_000) });
         Self { time: start..start + length, topic: topics[rng.usize(..topics.len())], trouble }
     }
 }

@@ -191,6 +191,7 @@ impl Stage {
             message_bytes_max: 1 << 20,
             lane_queue_max: self.lane_queue_max,
             reply: ReplyConfig::default(),
+            custom_dialect: None,
         };
         let opened = self.instance.directory.refresh(&self.cluster).await;
         let created = self.cluster.create_topic(REPLIES, self.shards as i32, -1).await;

@@ -15,6 +15,26 @@ x = 1",
   hint: did you mean "kafka"?"#,
     ),
     (
+        "[custom_dialect]
+reply_partition_form = \"decimal\"",
+        "a.toml:1:2: custom_dialect: correlation_id is missing
+  hint: the name of a header
+a.toml:1:2: custom_dialect: reply_topic is missing
+  hint: the name of a header",
+    ),
+    (
+        r#"[custom_dialect]
+correlation_id = ""
+reply_topic = "grpc-method"
+reply_partition = "x"
+error_code = "x"
+correlation_form = "bytes""#,
+        r#"a.toml:2:18: custom_dialect.correlation_id: must not be empty
+a.toml:3:15: custom_dialect.reply_topic: "grpc-method" is one of Antiphon's own headers
+a.toml:5:14: custom_dialect.error_code: "x" is the name of another header
+a.toml:6:20: custom_dialect.correlation_form: unknown value "bytes"; expected one of: text, binary"#,
+    ),
+    (
         "[grpc]
 frobnicate = 1",
         "a.toml:2:1: grpc.frobnicate: unknown setting",
@@ -343,6 +363,12 @@ metadata_forward = ["grpc-timeout"]"#,
 metadata_return = ["x tenant"]"#,
         r#"a.toml:2:20: grpc.metadata_return: "x tenant" can't name metadata
   hint: a metadata name is made of a-z, 0-9, '_', '-' and '.'"#,
+    ),
+    (
+        r#"[grpc]
+web_origins = ["https://app.example.com/"]"#,
+        r#"a.toml:2:16: grpc.web_origins: "https://app.example.com/" is no web origin
+  hint: an origin is https://HOST or http://HOST, with :PORT where needed, in lower case, without a path; or *"#,
     ),
     (
         "[grpc]

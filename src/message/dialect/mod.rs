@@ -1,22 +1,53 @@
-//! Dialects: how the workers of one framework find the way back.
+//! Dialects: how the workers of one framework find the way back, and how they
+//! say that something went wrong.
 //!
 //! A method has exactly one dialect, and a record never carries two: FastStream,
 //! for one, decodes every header as UTF-8 and drops a message with a binary one.
+//! What each framework does is told, with its source, in a file of its own.
 
+mod custom;
+mod faststream;
+mod nestjs;
+mod smallrye;
 mod spring;
+mod zilla;
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::ReplyAddress;
+use super::reply::{DecodeError, WorkerStatus};
+use super::{IDEMPOTENCY_KEY, ReplyAddress, TRACEPARENT, TRACESTATE};
 use crate::correlation::CorrelationId;
-use crate::terms::Dialect;
-use crate::transport::{HeaderName, Received};
+use crate::terms::{CorrelationForm, DialectName};
+use crate::transport::{HeaderName, Received, Record};
+
+pub use custom::Custom;
+
+/// A framework's headers and their encodings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Dialect {
+    /// Spring for Apache Kafka; the form of its correlation ids can be chosen.
+    Spring(CorrelationForm),
+    /// NestJS microservices.
+    Nestjs,
+    /// SmallRye Reactive Messaging.
+    Smallrye,
+    /// FastStream.
+    Faststream,
+    /// Zilla.
+    Zilla,
+    /// As the configuration says.
+    Custom(Arc<Custom>),
+}
 
 /// What a record on the reply topic turns out to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// The reply to this call.
+    /// The reply to this call, or the end of one that came in parts.
     Reply(CorrelationId),
+    /// A message for this call, which the end of the reply is to follow.
+    Part(CorrelationId),
     /// A request: it asks for a reply itself. Some frameworks copy all headers
     /// of a request into its reply; some people send requests to the wrong
     /// topic.
@@ -25,20 +56,171 @@ pub enum Kind {
     Uncorrelated,
 }
 
-/// Writes the headers by which a worker replies.
-pub fn write_request(
-    dialect: Dialect,
-    id: CorrelationId,
-    reply_to: Option<&ReplyAddress>,
-    headers: &mut Vec<(HeaderName, Bytes)>,
-) {
-    match dialect {
-        Dialect::Spring => spring::write_request(id, reply_to, headers),
+/// What a header of a dialect is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    CorrelationId,
+    ReplyTopic,
+}
+
+/// Spring and NestJS share the names by which a reply is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Family {
+    Spring,
+    Smallrye,
+    Faststream,
+    Zilla,
+    Custom,
+}
+
+impl Dialect {
+    /// Its name in the options.
+    pub fn name(&self) -> DialectName {
+        match self {
+            Self::Spring(_) => DialectName::Spring,
+            Self::Nestjs => DialectName::Nestjs,
+            Self::Smallrye => DialectName::Smallrye,
+            Self::Faststream => DialectName::Faststream,
+            Self::Zilla => DialectName::Zilla,
+            Self::Custom(_) => DialectName::Custom,
+        }
+    }
+
+    /// Writes the headers by which a worker replies.
+    pub fn write_request(
+        &self,
+        method: &Bytes,
+        id: CorrelationId,
+        reply_to: Option<&ReplyAddress>,
+        headers: &mut Vec<(HeaderName, Bytes)>,
+    ) {
+        match self {
+            Self::Spring(form) => spring::write_request(*form, id, reply_to, headers),
+            Self::Nestjs => nestjs::write_request(id, reply_to, headers),
+            Self::Smallrye => smallrye::write_request(id, reply_to, headers),
+            Self::Faststream => faststream::write_request(id, reply_to, headers),
+            Self::Zilla => zilla::write_request(method, id, reply_to, headers),
+            Self::Custom(custom) => custom.write_request(id, reply_to, headers),
+        }
+    }
+
+    /// The key of a request whose route has none.
+    pub(super) fn key_without_one(&self, id: CorrelationId) -> Option<Bytes> {
+        match self {
+            Self::Zilla => Some(zilla::key_without_one(id)),
+            _ => None,
+        }
+    }
+
+    /// Names forwarded metadata as the framework does. Tracing and idempotency
+    /// headers have their names in every dialect.
+    pub(super) fn rename_metadata(&self, metadata: &mut [(HeaderName, Bytes)]) {
+        if *self != Self::Zilla {
+            return;
+        }
+        for (name, _) in metadata {
+            if ![TRACEPARENT, TRACESTATE, IDEMPOTENCY_KEY].contains(&&**name) {
+                *name = zilla::metadata_name(name);
+            }
+        }
+    }
+
+    /// The record that must follow a request at once, in its own partition.
+    pub fn end_of_request(&self, request: &Record) -> Option<Box<Record>> {
+        match self {
+            Self::Zilla => Some(Box::new(zilla::end_of_request(request))),
+            _ => None,
+        }
+    }
+
+    /// The error that a reply holds in the framework's own way.
+    pub(super) fn error_of(&self, reply: &Received) -> Result<Option<WorkerStatus>, DecodeError> {
+        match self {
+            Self::Spring(_) | Self::Smallrye | Self::Faststream => Ok(None),
+            Self::Nestjs => Ok(nestjs::error_of(reply)),
+            Self::Zilla => zilla::error_of(reply),
+            Self::Custom(custom) => custom.error_of(reply),
+        }
+    }
+
+    /// A reply's header as it is offered to callers; `None` for one that is the
+    /// framework's own.
+    pub(super) fn metadata_of(&self, name: HeaderName) -> Option<HeaderName> {
+        let own = match self {
+            Self::Spring(_) | Self::Nestjs => name.starts_with("kafka_"),
+            Self::Smallrye => smallrye::is_own(&name),
+            Self::Faststream => faststream::is_own(&name),
+            Self::Zilla => return zilla::metadata_of(name),
+            Self::Custom(custom) => custom.is_own(&name),
+        };
+        (!own).then_some(name)
+    }
+
+    /// The dialect that a reply seems to be in, for those who do not know its
+    /// route.
+    pub fn guess(reply: &Received) -> Self {
+        if reply.header(zilla::CORRELATION_ID).is_some() { Self::Zilla } else { Self::Nestjs }
     }
 }
 
-/// Looks at a record's headers alone, in every dialect there is: which call it
-/// belongs to is not known before.
-pub fn classify(record: &Received) -> Kind {
-    spring::classify(record)
+/// Whether a record's headers name a call in one of the dialects that need no
+/// configuration.
+pub fn names_a_call(headers: &[(HeaderName, Bytes)]) -> bool {
+    headers.iter().any(|(name, _)| matches!(role_of(name, None), Some((_, Role::CorrelationId))))
 }
+
+/// Looks at a record in every dialect there is: which call it belongs to is not
+/// known before.
+pub fn classify(record: &Received, custom: Option<&Custom>) -> Kind {
+    let mut found: Option<(Family, CorrelationId)> = None;
+    let mut asks = [false; 5];
+    for (name, value) in &record.headers {
+        match role_of(name, custom) {
+            Some((family, Role::ReplyTopic)) => asks[family as usize] = true,
+            Some((family, Role::CorrelationId)) => {
+                let Some(id) = CorrelationId::parse(value) else { continue };
+                // A framework may add an id of its own making.
+                let better = found.is_none_or(|(_, other)| !other.is_of_our_form() && id.is_of_our_form());
+                if better {
+                    found = Some((family, id));
+                }
+            }
+            None => {}
+        }
+    }
+    match found {
+        Some((family, _)) if asks[family as usize] => Kind::Request,
+        Some((Family::Zilla, id)) if zilla::is_part(record) => Kind::Part(id),
+        Some((_, id)) => Kind::Reply(id),
+        None if asks.contains(&true) => Kind::Request,
+        None => Kind::Uncorrelated,
+    }
+}
+
+fn role_of(name: &str, custom: Option<&Custom>) -> Option<(Family, Role)> {
+    if let Some(role) = custom.and_then(|custom| custom.role_of(name)) {
+        return Some((Family::Custom, role));
+    }
+    Some(match name {
+        spring::CORRELATION_ID => (Family::Spring, Role::CorrelationId),
+        spring::REPLY_TOPIC => (Family::Spring, Role::ReplyTopic),
+        smallrye::CORRELATION_ID => (Family::Smallrye, Role::CorrelationId),
+        smallrye::REPLY_TOPIC => (Family::Smallrye, Role::ReplyTopic),
+        faststream::CORRELATION_ID => (Family::Faststream, Role::CorrelationId),
+        faststream::REPLY_TO => (Family::Faststream, Role::ReplyTopic),
+        zilla::CORRELATION_ID => (Family::Zilla, Role::CorrelationId),
+        zilla::REPLY_TO => (Family::Zilla, Role::ReplyTopic),
+        _ => return None,
+    })
+}
+
+fn text_id(id: CorrelationId) -> Bytes {
+    Bytes::copy_from_slice(&id.to_text())
+}
+
+fn int32(number: i32) -> Bytes {
+    Bytes::copy_from_slice(&number.to_be_bytes())
+}
+
+#[cfg(test)]
+mod tests;

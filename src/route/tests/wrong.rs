@@ -67,18 +67,26 @@ pub(super) const OPTIONS: &[(&str, &str)] = &[
     ),
     ("mode: 9", r#"t.proto:5:7: mode: unknown value "9"; expected one of: request-reply, one-way"#),
     (
-        r#"dialect: "nestjs""#,
-        r#"t.proto:5:7: dialect: "nestjs" is not supported yet
-  hint: supported: spring"#,
+        r#"dialect: "custom""#,
+        r#"t.proto:5:7: dialect: "custom" needs the section [custom_dialect]
+  hint: at least correlation_id and reply_topic, the names of headers"#,
+    ),
+    (
+        r#"dialect: "nestjs" correlation_form: BINARY"#,
+        "t.proto:5:25: correlation_form: the dialect nestjs has no form to choose",
+    ),
+    (
+        r#"dialect: "zilla" cancel_record: true"#,
+        "t.proto:5:24: cancel_record: a record without a value is the end of a request in the dialect zilla, which has no way to cancel one",
     ),
     (
         r#"dialect: "Spring""#,
-        r#"t.proto:5:7: dialect: unknown value "Spring"; expected one of: spring
+        r#"t.proto:5:7: dialect: unknown value "Spring"; expected one of: spring, nestjs, smallrye, faststream, zilla, custom
   hint: did you mean "spring"?"#,
     ),
     (
         r#"dialect: "sprnig""#,
-        r#"t.proto:5:7: dialect: unknown value "sprnig"; expected one of: spring
+        r#"t.proto:5:7: dialect: unknown value "sprnig"; expected one of: spring, nestjs, smallrye, faststream, zilla, custom
   hint: did you mean "spring"?"#,
     ),
     (
@@ -105,11 +113,11 @@ pub(super) const OPTIONS: &[(&str, &str)] = &[
     ),
     (
         r#"timeout: "10s" key: "x"
-      dialect: "zilla"
+      dialect: "zila"
       in_flight_max: 0"#,
         r#"t.proto:5:22: key "x" of t.S/M: t.A has no field "x"
-t.proto:6:7: dialect: "zilla" is not supported yet
-  hint: supported: spring
+t.proto:6:7: dialect: unknown value "zila"; expected one of: spring, nestjs, smallrye, faststream, zilla, custom
+  hint: did you mean "zilla"?
 t.proto:7:7: in_flight_max: 0 is not within 1 to 16777216"#,
     ),
 ];

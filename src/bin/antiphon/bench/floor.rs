@@ -13,10 +13,10 @@ use antiphon::backoff::Backoff;
 use antiphon::correlation::{CorrelationId, Minter};
 use antiphon::deadline::Deadline;
 use antiphon::limits;
-use antiphon::message::dialect::{Kind, classify};
+use antiphon::message::dialect::{Dialect, Kind, classify};
 use antiphon::message::{ReplyAddress, RequestParts};
 use antiphon::supervisor::{Supervisor, Task};
-use antiphon::terms::{Compression, Dialect};
+use antiphon::terms::{Compression, CorrelationForm};
 use antiphon::transport::{Cluster, PartitionReader, PartitionWriter, Record};
 use antiphon::worker::samples::echo::EchoRequest;
 use bytes::Bytes;
@@ -183,7 +183,7 @@ impl Floor {
                     failures = 0;
                     self.next_offset = fetched.next_offset;
                     for record in &fetched.records {
-                        if let Kind::Reply(id) = classify(record) {
+                        if let Kind::Reply(id) = classify(record, None) {
                             self.land(id);
                         }
                     }
@@ -230,7 +230,7 @@ impl Floor {
         let id = self.minter.mint(u32::try_from(slot).unwrap_or(u32::MAX));
         self.slots[slot] = Slot { id: Some(id), sent: self.now() };
         let parts = RequestParts {
-            dialect: Dialect::Spring,
+            dialect: &Dialect::Spring(CorrelationForm::Text),
             method: Bytes::from_static(METHOD.as_bytes()),
             id,
             reply_to: Some(&self.reply_to),
