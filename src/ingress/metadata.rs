@@ -20,13 +20,8 @@ static ALWAYS: [HeaderName; 3] = [
 
 /// The allow-lists, ready to use.
 #[derive(Debug)]
-<<<<<<< HEAD
 pub struct Allowed {
-    forward: Vec<String>,
-=======
-pub(super) struct Allowed {
     forward: Vec<HeaderName>,
->>>>>>> main
     give_back: Vec<String>,
 }
 
@@ -43,13 +38,8 @@ impl Allowed {
 
     /// Record headers for a request. A key that came several times becomes one
     /// header, its values joined by commas, as gRPC allows for metadata.
-<<<<<<< HEAD
     pub fn forward(&self, headers: &HeaderMap) -> Result<Vec<(RecordHeaderName, Bytes)>, Status> {
-        let key: usize = headers.get_all(IDEMPOTENCY_KEY).iter().map(HeaderValue::len).sum();
-=======
-    pub(super) fn forward(&self, headers: &HeaderMap) -> Result<Vec<(RecordHeaderName, Bytes)>, Status> {
         let key: usize = headers.get_all(&ALWAYS[2]).iter().map(HeaderValue::len).sum();
->>>>>>> main
         if key > limits::IDEMPOTENCY_KEY_BYTES_MAX {
             let max = limits::IDEMPOTENCY_KEY_BYTES_MAX;
             return Err(Status::invalid_argument(format!(

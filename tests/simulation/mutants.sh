@@ -62,7 +62,8 @@ mutant refused-counts-as-unknown src/pending.rs \
     '*progress = Progress::NotSent("it never will be".into());' \
     '*progress = if @ { Progress::Sending } else { Progress::NotSent("it never will be".into()) };'
 mutant wrong-offsets src/exchange/lane.rs \
-    'base_offset.map(|base| base + n)' 'base_offset.map(|base| base + if @ { n / 2 } else { n })'
+    'i64::try_from(records).unwrap_or_default());' \
+    'i64::try_from(if @ { records / 2 } else { records }).unwrap_or_default());'
 
 # Whether requests are sent as often as they may be, and in order.
 mutant resend-what-may-be-in-the-log src/exchange/lane.rs \
@@ -92,8 +93,8 @@ mutant one-refused-fails-all src/exchange/lane.rs \
 
 # Whether replies reach their calls, and no other.
 mutant resolve-by-slot-alone src/pending.rs 'if slot.id != id {' 'if slot.id != id && !@ {'
-mutant requests-count-as-replies src/message/dialect/spring.rs \
-    'if record.header(REPLY_TOPIC).is_some() {' 'if record.header(REPLY_TOPIC).is_some() && !@ {'
+mutant requests-count-as-replies src/message/dialect/mod.rs \
+    'Some((family, _)) if asks[family as usize] =>' 'Some((family, _)) if asks[family as usize] && !@ =>'
 mutant reader-goes-on-at-the-end src/exchange/replies.rs 'Some(offset) => Ok(offset),' \
     'Some(_) if @ => reader.end_offset().await,
             Some(offset) => Ok(offset),'
