@@ -186,9 +186,6 @@ mutant circuit-opens-late src/exchange/circuit.rs \
 mutant several-try-an-open-circuit src/exchange/circuit.rs \
     'circuit.probe = Some(self.probes.fetch_add(1, Ordering::Relaxed));' \
     'circuit.probe = (!@).then(|| self.probes.fetch_add(1, Ordering::Relaxed));'
-mutant any-try-ends-the-try src/exchange/circuit.rs \
-    'pass.probe.is_some() && pass.probe == circuit.probe' \
-    'pass.probe.is_some() && (@ || pass.probe == circuit.probe)'
 mutant one-try-and-no-other src/exchange/circuit.rs 'circuit.probe = None;' 'if !@ { circuit.probe = None; }'
 
 cat >>"$tree/src/lib.rs" <<'RUST'

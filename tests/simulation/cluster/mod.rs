@@ -210,7 +210,7 @@ impl SimCluster {
                 self.0.changed.notify_waiters();
             }
             Trouble::LeaderMoves => self.move_leaders(topic),
-            Trouble::Forbidden if window.time.start.as_millis() % 2 == 0 => self.move_leaders(topic),
+            Trouble::Forbidden if window.time.start.as_millis().is_multiple_of(2) => self.move_leaders(topic),
             Trouble::Trimmed => self.expire(topic),
             _ => {}
         }
