@@ -19,6 +19,7 @@ use libfuzzer_sys::fuzz_target;
 
 const FORWARD: [&str; 3] = ["X-Tenant", "x-user-bin", "traceparent"];
 const GIVE_BACK: [&str; 3] = ["x-tenant", "X-Cost", "grpc-status"];
+const TRAILERS: [&str; 3] = ["x-took", "x-user-bin", "grpc-message"];
 
 fn metadata(input: &[u8]) -> HeaderMap {
     let mut metadata = HeaderMap::new();
@@ -37,11 +38,13 @@ fn metadata(input: &[u8]) -> HeaderMap {
 
 fuzz_target!(|input: &[u8]| {
     let names = |names: [&str; 3]| names.map(str::to_owned);
-    let allowed = Allowed::new(&names(FORWARD), &names(GIVE_BACK));
+    let allowed = Allowed::new(&names(FORWARD), &names(GIVE_BACK), &names(TRAILERS));
     let metadata = metadata(input);
     let key_bytes: usize = metadata.get_all(IDEMPOTENCY_KEY).iter().map(HeaderValue::len).sum();
     let Ok(forwarded) = allowed.forward(&metadata) else {
-        return assert!(key_bytes > IDEMPOTENCY_KEY_BYTES_MAX);
+        let text = metadata.values().all(|value| value.to_str().is_ok());
+        let binary = metadata.contains_key("x-user-bin");
+        return assert!(key_bytes > IDEMPOTENCY_KEY_BYTES_MAX || !text || binary);
     };
     assert!(key_bytes <= IDEMPOTENCY_KEY_BYTES_MAX);
     for (n, (name, value)) in forwarded.iter().enumerate() {
@@ -49,6 +52,10 @@ fuzz_target!(|input: &[u8]| {
             FORWARD.iter().chain(&[TRACESTATE, IDEMPOTENCY_KEY]).any(|a| a.eq_ignore_ascii_case(name));
         assert!(named, "{name} was not allowed");
         assert!(forwarded[..n].iter().all(|(other, _)| other != name), "{name} is there twice");
+        assert!(value.is_ascii(), "{name} is not text");
+        if name.ends_with("-bin") {
+            continue;
+        }
         let values: Vec<_> = metadata.get_all(&**name).iter().map(HeaderValue::as_bytes).collect();
         assert_eq!(*value, values.join(&b','));
     }
@@ -85,10 +92,13 @@ fuzz_target!(|input: &[u8]| {
     assert!(matches!(kind, Kind::Reply(found) if found == id) || !metadata.is_empty());
     let Ok(reply) = Reply::decode(record, &dialect, false, 64) else { return };
     let given = allowed.give_back(&reply.headers);
-    let bytes: usize = given.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    let both = || given.headers.iter().chain(&given.trailers);
+    let bytes: usize = both().map(|(name, value)| name.as_str().len() + value.len()).sum();
     assert!(bytes <= RESPONSE_METADATA_BYTES_MAX);
-    for name in given.keys() {
-        assert!(GIVE_BACK.iter().any(|a| a.eq_ignore_ascii_case(name.as_str())), "{name} was not allowed");
+    for (name, value) in both() {
+        let named = GIVE_BACK.iter().chain(&TRAILERS).any(|a| a.eq_ignore_ascii_case(name.as_str()));
+        assert!(named, "{name} was not allowed");
         assert!(!name.as_str().starts_with("grpc-"), "{name} is gRPC's own");
+        assert!(value.to_str().is_ok(), "{name} is not text");
     }
 });

@@ -25,6 +25,9 @@ pub struct Config {
     /// separated): reply headers that become response metadata. Default:
     /// none.
     pub metadata_return: Vec<String>,
+    /// `trailers_return` (`ANTIPHON_GRPC_TRAILERS_RETURN`, comma separated):
+    /// reply headers that become trailers. Default: none.
+    pub trailers_return: Vec<String>,
     /// `web_origins` (`ANTIPHON_GRPC_WEB_ORIGINS`, comma separated): origins,
     /// as `https://app.example.com`, whose pages may call by gRPC-Web; `*` is
     /// every origin. Default: none, and gRPC-Web and HTTP/1.1 are off.
@@ -53,6 +56,7 @@ impl Default for Config {
             reflection: true,
             metadata_forward: Vec::new(),
             metadata_return: Vec::new(),
+            trailers_return: Vec::new(),
             web_origins: Vec::new(),
             connections_max: limits::CONNECTIONS_MAX,
             streams_per_connection_max: limits::STREAMS_PER_CONNECTION_MAX,

@@ -80,7 +80,8 @@ impl Service {
         health: &Health,
         reflection: Option<Reflection>,
     ) -> Self {
-        let allowed = Allowed::new(&config.metadata_forward, &config.metadata_return);
+        let allowed =
+            Allowed::new(&config.metadata_forward, &config.metadata_return, &config.trailers_return);
         let unary = Unary::new(exchange, &routes, allowed, config.message_bytes_max);
         let web = Web::new(config);
         Self { inner: Arc::new(Inner { routes, unary, health: health.server(), reflection, web }) }

@@ -31,6 +31,7 @@ use tonic::{Code, Status};
 use crate::deadline::TimeoutError;
 use crate::exchange::{Failure, Trace, Why};
 use crate::message::WorkerStatus;
+use crate::message::format::EncodeError;
 use crate::pending::Coordinates;
 
 const OUTCOME: HeaderName = HeaderName::from_static("antiphon-outcome");
@@ -63,7 +64,10 @@ pub(super) fn of_failure(failure: &Failure) -> Status {
             trailers.insert(PUSHBACK, millis(*retry_after));
             return Status::with_metadata(Code::Unavailable, message, MetadataMap::from_headers(trailers));
         }
-        Why::BadMessage(_) | Why::NoSuchPartition { .. } | Why::KeyReused => Code::InvalidArgument,
+        Why::Unwritable(EncodeError::NoSchemaId(_)) => Code::Internal,
+        Why::BadMessage(_) | Why::Unwritable(_) | Why::NoSuchPartition { .. } | Why::KeyReused => {
+            Code::InvalidArgument
+        }
         Why::TimedOut | Why::TooLate => Code::DeadlineExceeded,
         Why::TooLarge => Code::ResourceExhausted,
         Why::Refused(_) => Code::FailedPrecondition,
@@ -96,9 +100,11 @@ fn millis(duration: Duration) -> HeaderValue {
 }
 
 /// A worker's own error, handed on.
-pub(super) fn of_worker(status: WorkerStatus, trace: &Trace) -> Status {
+pub(super) fn of_worker(status: WorkerStatus, trace: &Trace, mut returned: HeaderMap) -> Status {
     let code = Code::from(i32::from(status.code));
-    let metadata = MetadataMap::from_headers(of_trace(trace));
+    // Over whatever a worker says under these names.
+    returned.extend(of_trace(trace));
+    let metadata = MetadataMap::from_headers(returned);
     Status::with_details_and_metadata(code, status.message, status.details, metadata)
 }
 

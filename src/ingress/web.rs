@@ -48,7 +48,8 @@ impl Web {
         let origins: Arc<[HeaderValue]> =
             config.web_origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()).collect();
         let allow = if any { AllowOrigin::from(Any) } else { AllowOrigin::list(origins.to_vec()) };
-        let returned = config.metadata_return.iter().filter_map(|name| name.parse().ok());
+        let returned = config.metadata_return.iter().chain(&config.trailers_return);
+        let returned = returned.filter_map(|name| name.parse().ok());
         let exposed: Vec<HeaderName> = status::TRAILERS.into_iter().chain(returned).collect();
         let cors = CorsLayer::new()
             .allow_origin(allow)
