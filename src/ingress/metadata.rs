@@ -122,7 +122,9 @@ fn append(into: &mut HeaderMap, name: &str, value: &Bytes, room: &mut usize) -> 
         parts.push(HeaderValue::from_maybe_shared(Bytes::from(part)).ok()?);
     }
     *room = left;
-    parts.into_iter().for_each(|part| drop(into.append(&name, part)));
+    for part in parts {
+        into.append(&name, part);
+    }
     Some(())
 }
 
