@@ -10,9 +10,13 @@ use antiphon::deadline::Deadline;
 use antiphon::ingress::metadata::Allowed;
 use antiphon::limits::{IDEMPOTENCY_KEY_BYTES_MAX, RESPONSE_METADATA_BYTES_MAX};
 use antiphon::message::dialect::{Dialect, Kind, classify};
+<<<<<<< HEAD
 use antiphon::message::{
     IDEMPOTENCY_KEY, PROTOBUF, Reply, ReplyAddress, RequestParts, TRACEPARENT, TRACESTATE,
 };
+=======
+use antiphon::message::{IDEMPOTENCY_KEY, Reply, ReplyAddress, RequestParts, TRACEPARENT, TRACESTATE};
+>>>>>>> main
 use antiphon::terms::CorrelationForm;
 use antiphon::transport::Received;
 use bytes::Bytes;
@@ -74,7 +78,10 @@ fuzz_target!(|input: &[u8]| {
         deadline: Deadline::after(Duration::from_secs(1)),
         key: None,
         value: Bytes::new(),
+<<<<<<< HEAD
         content_type: PROTOBUF,
+=======
+>>>>>>> main
         metadata: forwarded,
     };
     let mut headers = parts.into_record().headers;
