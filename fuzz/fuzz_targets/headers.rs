@@ -10,7 +10,9 @@ use antiphon::deadline::Deadline;
 use antiphon::ingress::metadata::Allowed;
 use antiphon::limits::{IDEMPOTENCY_KEY_BYTES_MAX, RESPONSE_METADATA_BYTES_MAX};
 use antiphon::message::dialect::{Dialect, Kind, classify};
-use antiphon::message::{IDEMPOTENCY_KEY, Reply, ReplyAddress, RequestParts, TRACEPARENT, TRACESTATE};
+use antiphon::message::{
+    IDEMPOTENCY_KEY, PROTOBUF, Reply, ReplyAddress, RequestParts, TRACEPARENT, TRACESTATE,
+};
 use antiphon::terms::CorrelationForm;
 use antiphon::transport::Received;
 use bytes::Bytes;
@@ -72,6 +74,7 @@ fuzz_target!(|input: &[u8]| {
         deadline: Deadline::after(Duration::from_secs(1)),
         key: None,
         value: Bytes::new(),
+        content_type: PROTOBUF,
         metadata: forwarded,
     };
     let mut headers = parts.into_record().headers;

@@ -50,7 +50,7 @@ mutant ticket-not-cleaned-up src/pending.rs \
         if @ && self.ended != Ended::Answered { return; }'
 mutant no-deadline src/exchange/flight.rs \
     'timeout_at(limit, self.ticket.wait())' \
-    'timeout_at(limit + Duration::from_millis(if @ { 50 } else { 0 }), self.ticket.wait())'
+    'timeout_at(limit + std::time::Duration::from_millis(if @ { 50 } else { 0 }), self.ticket.wait())'
 mutant bytes-not-given-back src/exchange/budget.rs \
     'self.budget.bytes.fetch_sub(self.bytes, Ordering::Relaxed);' \
     'if !@ { self.budget.bytes.fetch_sub(self.bytes, Ordering::Relaxed); }'
@@ -199,7 +199,7 @@ pub fn mutated(name: &str) -> bool {
 RUST
 
 echo "building, ${#names[@]} mutations in one"
-built=$(cd "$tree" && cargo test --quiet --test simulation --no-run --message-format=json)
+built=$(cd "$tree" && cargo test --quiet --test simulation --no-run --message-format=json-render-diagnostics)
 program=$(grep -o '"executable":"[^"]*/simulation-[^"]*"' <<<"$built" | tail -1 | cut -d'"' -f4)
 [ -x "$program" ] || { echo "the simulation was not built" >&2; exit 2; }
 simulate() { (cd "$tree" && timeout 600 "$program" invariants 2>&1); }
