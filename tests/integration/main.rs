@@ -10,6 +10,9 @@ mod dialects;
 mod dlq;
 mod harness;
 mod idempotency;
+mod kit;
+#[cfg(feature = "worker-rdkafka")]
+mod kit_groups;
 mod lifecycle;
 mod outcomes;
 mod poison;
