@@ -14,7 +14,7 @@ demo *ARGS:
 # Format, lints, docs: what must be clean before a commit.
 lint:
     cargo fmt --check
-    cargo clippy --all-targets --locked -- -D warnings
+    cargo clippy --all-targets --all-features --locked -- -D warnings
     RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked
 
 # The hermetic tests.
@@ -25,14 +25,19 @@ test:
 deny:
     cargo deny --all-features check licenses bans sources
 
-# The integration tests again, on Apache Kafka.
+# The integration tests again, on Apache Kafka and with a schema registry.
 test-kafka:
-    scripts/with-kafka --brokers 1 -- cargo test --locked --test integration
+    scripts/with-kafka --brokers 1 --registry -- cargo test --locked --features registry-tests --test integration
 
 # grpcurl, Python workers and Python clients against Apache Kafka.
 e2e *ARGS:
     cargo build --release --locked
     python3 tests/e2e/run.py --antiphon target/release/antiphon {{ARGS}}
+
+# Workers of every framework, driven through the same cases; prints a table.
+interop *ARGS:
+    cargo build --release --locked
+    python3 tests/interop/run.py --antiphon target/release/antiphon {{ARGS}}
 
 # What breaks under load on three brokers, row by row; takes half an hour.
 faults *ARGS:
@@ -48,10 +53,16 @@ memory *ARGS:
 fuzz SECONDS="60" *TARGETS:
     scripts/fuzz {{SECONDS}} {{TARGETS}}
 
-# Gateway, Kafka alone and gRPC alone on Apache Kafka; writes bench/RESULTS.md.
+# Gateway, Kafka alone and gRPC alone on Apache Kafka; writes bench/FLOOR.md.
 bench *ARGS:
     cargo build --release --locked
     scripts/bench {{ARGS}}
+
+# The gateway beside Spring Boot, Go and Node on Apache Kafka; writes bench/RESULTS.md
+# and plots. Half an hour; an interrupted run goes on where it was.
+bench-peers *ARGS:
+    cargo build --release --locked
+    scripts/bench-peers {{ARGS}}
 
 # All that CI does.
 ci:

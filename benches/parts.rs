@@ -11,7 +11,7 @@ use std::sync::{Arc, LazyLock};
 use antiphon::correlation::{CorrelationId, Minter};
 use antiphon::deadline::{Deadline, parse_grpc_timeout};
 use antiphon::message::dialect::{self, Dialect};
-use antiphon::message::{Reply, ReplyAddress, RequestParts, partition_of_key};
+use antiphon::message::{PROTOBUF, Reply, ReplyAddress, RequestParts, partition_of_key};
 use antiphon::pending::{Coordinates, Pending, WaitFor};
 use antiphon::route::{FieldPath, Lookup, RouteTable, Sources, compile};
 use antiphon::terms::CorrelationForm;
@@ -88,6 +88,7 @@ fn request_headers(bencher: Bencher<'_, '_>) {
     bencher.bench_local(|| {
         let parts = RequestParts {
             dialect: &DIALECT,
+            content_type: PROTOBUF,
             method: method.clone(),
             id,
             reply_to: Some(&address),

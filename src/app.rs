@@ -20,11 +20,12 @@ use crate::admin::Admin;
 use crate::backoff::Backoff;
 use crate::correlation::Minter;
 use crate::exchange::budget::Budget;
-use crate::exchange::{Exchange, Instance, Parts, Phase, Settings};
+use crate::exchange::{Exchange, Instance, Parts, Phase, PrepareError, Schemas, Settings};
 use crate::ingress::{self, Acceptor, Health, Lifecycle, Reflection, Seat};
 use crate::kafka::{ConnectError, Connector, KafkaCluster};
 use crate::limits;
 use crate::pending::Pending;
+use crate::registry::{HttpRegistry, SettingsError};
 use crate::route::RouteTable;
 use crate::supervisor::{Supervisor, Task};
 use crate::transport::{Cluster, ClusterError};
@@ -55,6 +56,8 @@ pub struct Config {
     pub circuit: crate::exchange::config::CircuitConfig,
     /// Calls with an idempotency key.
     pub idempotency: crate::exchange::config::IdempotencyConfig,
+    /// Schemas of messages.
+    pub schema_registry: Option<crate::registry::config::Config>,
     /// The end.
     pub drain: DrainConfig,
     /// `shards` (`ANTIPHON_SHARDS`): threads that serve calls, 1 to 256.
@@ -72,6 +75,7 @@ impl Default for Config {
             reply: Default::default(),
             circuit: Default::default(),
             idempotency: Default::default(),
+            schema_registry: None,
             drain: DrainConfig::default(),
             shards: std::thread::available_parallelism().map_or(1, usize::from).min(limits::SHARDS_MAX),
         }
@@ -122,6 +126,12 @@ pub enum StartError {
         /// Why.
         source: ClusterError,
     },
+    /// Settings for the schema registry that can't be used.
+    #[error("schema registry: {0}")]
+    RegistrySettings(#[source] SettingsError),
+    /// The schema registry did not answer in time, or said no.
+    #[error(transparent)]
+    Registry(PrepareError),
     /// No heartbeat came back in time.
     #[error(
         "no heartbeat came back through reply topic {topic} within {waited:?}; see the log for what failed"
@@ -186,16 +196,18 @@ impl Gateway {
     pub async fn start(config: Config, routes: RouteTable) -> Result<Self, StartError> {
         let began = Instant::now();
         let grpc = bind("grpc.listen", config.grpc.listen).await?;
+        let grpc_address = local_address(&grpc, &config.grpc.listen);
         let admin = bind("admin.listen", config.admin.listen).await?;
+        let admin_address = local_address(&admin, &config.admin.listen);
         let connector = Arc::new(Connector::new(&config.kafka)?);
         let reflection = if config.grpc.reflection { Some(Reflection::new(&routes)?) } else { None };
         let routes = Arc::new(routes);
         let instance = new_instance(&config, &routes)?;
 
-        let mut patient = config.kafka.clone();
-        patient.connect_timeout = patient.connect_timeout.min(config.reply.start_timeout);
-        let cluster = Arc::new(KafkaCluster::new(&patient, Arc::clone(&connector)));
+        let cluster = Arc::new(control_cluster(&config, &connector));
         open_reply_path(&config, &instance, &cluster, began).await?;
+
+        let schemas = open_schemas(&config, &routes, began).await?;
 
         let supervisor = Supervisor::new();
         let health = Health::new();
@@ -211,6 +223,7 @@ impl Gateway {
             config: config.clone(),
             routes: Arc::clone(&routes),
             instance: Arc::clone(&instance),
+            schemas: schemas.clone(),
             connector: Arc::clone(&connector),
             health: health.clone(),
             reflection: reflection.clone(),
@@ -222,8 +235,6 @@ impl Gateway {
         drop(alive);
         let shards = start_shards(plans, &supervisor)?;
 
-        let addresses =
-            (local_address(&grpc, &config.grpc.listen), local_address(&admin, &config.admin.listen));
         let page = Admin { instance: Arc::clone(&instance), acceptor: Arc::clone(&acceptor) };
         let refresh = config.kafka.metadata_refresh;
         let tasks = vec![
@@ -234,8 +245,8 @@ impl Gateway {
                 .spawn("topics", keep_topics_fresh(Arc::clone(&instance), Arc::clone(&cluster), refresh)),
         ];
         let mut gateway = Self {
-            grpc: addresses.0,
-            admin: addresses.1,
+            grpc: grpc_address,
+            admin: admin_address,
             routes,
             instance,
             cluster,
@@ -456,6 +467,13 @@ fn instance_name(random: &[u8]) -> String {
     format!("{host}-{random}")
 }
 
+/// The control thread's own way to Kafka, which waits no longer than the start may take.
+fn control_cluster(config: &Config, connector: &Arc<Connector>) -> KafkaCluster {
+    let mut kafka = config.kafka.clone();
+    kafka.connect_timeout = kafka.connect_timeout.min(config.reply.start_timeout);
+    KafkaCluster::new(&kafka, Arc::clone(connector))
+}
+
 /// Finds the cluster and makes the reply topic, again and again until it works
 /// or the start has taken too long: Kafka may be starting too.
 async fn open_reply_path(
@@ -482,6 +500,32 @@ async fn open_reply_path(
         }
         tracing::warn!(error = %source, "Kafka is not ready; trying again");
         last = Some(source);
+        sleep(pause).await;
+    }
+}
+
+/// Learns the schema ids of all routes that need one, again and again until the
+/// registry answers or the start has taken too long.
+async fn open_schemas(
+    config: &Config,
+    routes: &RouteTable,
+    began: Instant,
+) -> Result<Option<Arc<Schemas>>, StartError> {
+    let Some(settings) = &config.schema_registry else { return Ok(None) };
+    let registry = Arc::new(HttpRegistry::new(settings).map_err(StartError::RegistrySettings)?);
+    let schemas = Arc::new(Schemas::new(registry, settings.register));
+    let deadline = began + config.reply.start_timeout;
+    let mut backoff = Backoff::default();
+    loop {
+        let error = match schemas.prepare(routes).await {
+            Ok(()) => return Ok(Some(schemas)),
+            Err(error) => error,
+        };
+        let pause = backoff.next_pause();
+        if !error.may_pass() || Instant::now() + pause >= deadline {
+            return Err(StartError::Registry(error));
+        }
+        tracing::warn!(%error, "the schema registry is not ready; trying again");
         sleep(pause).await;
     }
 }
@@ -526,6 +570,7 @@ struct ShardPlan {
     config: Config,
     routes: Arc<RouteTable>,
     instance: Arc<Instance>,
+    schemas: Option<Arc<Schemas>>,
     connector: Arc<Connector>,
     health: Health,
     reflection: Option<Reflection>,
@@ -553,6 +598,7 @@ impl ShardPlan {
             lane_queue_max: self.config.limits.lane_queue_max,
             reply: self.config.reply,
             custom_dialect: self.routes.custom_dialect().cloned(),
+            schemas: self.schemas,
         };
         let exchange =
             Arc::new(Exchange::start(self.shard, self.instance, cluster, &self.supervisor, settings));

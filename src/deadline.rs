@@ -5,6 +5,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 
+/// A caller that goes away with less than this left has met its deadline.
+const CANCEL_IS_TIMEOUT: Duration = Duration::from_millis(50);
+
 /// The moment at which a call ends, whatever has come of it.
 ///
 /// Kept twice: as a point of this process's monotonic clock, which its own
@@ -42,6 +45,12 @@ impl Deadline {
     /// Time left; zero when it has passed.
     pub fn left(self) -> Duration {
         self.at.saturating_duration_since(Instant::now())
+    }
+
+    /// Whether a caller that goes away now does so because of its deadline: a
+    /// client resets the stream at about the moment in which ours passes.
+    pub fn is_about_to_pass(self) -> bool {
+        self.left() <= CANCEL_IS_TIMEOUT
     }
 
     /// Whether it has passed.

@@ -32,6 +32,7 @@ pub mod admin;
 pub mod dev_broker;
 pub mod ingress;
 pub mod kafka;
+pub mod registry;
 pub mod telemetry;
 
 // Composition.

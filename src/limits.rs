@@ -110,6 +110,10 @@ pub const IDEMPOTENCY_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub const AFTERMATH_TIMEOUT_MS: u64 = 30_000;
 /// Timed-out calls whose late replies are still recognised, process-wide.
 pub const DEAD_LETTERS_REMEMBERED_MAX: usize = 50_000;
+/// Schemas of replies that are kept, by their ids.
+pub const SCHEMAS_KNOWN_MAX: usize = 1_000;
+/// One question to the schema registry, with its answer.
+pub const SCHEMA_REGISTRY_TIMEOUT_MS: u64 = 5_000;
 /// How long an open circuit refuses calls.
 pub const CIRCUIT_OPEN_MS: u64 = 10_000;
 /// The most that `idempotency.keys_max` may be set to.

@@ -97,9 +97,23 @@ spelled! {
 
 spelled! {
     /// How a message is written into a record's value.
-    Format {
+    FormatName {
         /// The bytes of the gRPC message, untouched.
         Protobuf = "protobuf",
+        /// The proto3 JSON mapping.
+        Json = "json",
+        /// Confluent's framing, with the id of a schema, around protobuf.
+        ConfluentProtobuf = "confluent-protobuf",
+    }
+}
+
+spelled! {
+    /// Which names the fields have in JSON.
+    JsonNames {
+        /// `orderId`: lowerCamelCase, or what `json_name` says.
+        LowerCamel = "lower-camel",
+        /// `order_id`: as in the `.proto`.
+        Proto = "proto",
     }
 }
 
@@ -160,6 +174,28 @@ spelled! {
     ReplyRouting {
         /// A reply topic of this instance's own.
         InstanceTopic = "instance-topic",
+    }
+}
+
+/// A value that never shows in logs, errors or `Debug` output.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Takes a secret in.
+    pub fn new(value: impl Into<String>) -> Self {
+        Self(value.into())
+    }
+
+    /// The value itself, for the one place that sends it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("[secret]")
     }
 }
 

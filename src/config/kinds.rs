@@ -176,6 +176,32 @@ fn metadata_name(raw: &Raw) -> Result<String, Mistake> {
     Ok(name.to_owned())
 }
 
+/// Web origins (RFC 6454): scheme, host and, where it is not the scheme's own,
+/// port; or `*`.
+pub(super) struct Origins(pub(super) Vec<String>);
+
+impl FromRaw for Origins {
+    const EXPECTED: &'static str = "a list of web origins";
+
+    fn from_raw(raw: &Raw) -> Result<Self, Mistake> {
+        items_of::<Self>(raw)?.iter().map(origin).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+fn origin(raw: &Raw) -> Result<String, Mistake> {
+    let text = text_of::<Origins>(raw)?;
+    let authority = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.:[]".contains(c);
+    match authority {
+        _ if text == "*" => Ok(text.to_owned()),
+        Some(authority) if !authority.is_empty() && authority.chars().all(allowed) => Ok(text.to_owned()),
+        _ => {
+            let hint = "an origin is https://HOST or http://HOST, with :PORT where needed, in lower case, without a path; or *";
+            Err(wrong(raw, format!("{text:?} is no web origin")).hint(hint))
+        }
+    }
+}
+
 /// Declares how the words of an enum from another room are read.
 macro_rules! words {
     ($(#[$doc:meta])* $name:ident for $of:path { $($text:literal => $variant:ident),+ $(,)? }) => {

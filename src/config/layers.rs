@@ -15,8 +15,8 @@ use crate::route::{Mistake, Mistakes, Origin, Overlay, did_you_mean};
 const CONFIG_VARIABLE: &str = "ANTIPHON_CONFIG";
 const PREFIX: &str = "ANTIPHON_";
 
-const PASSWORD: (&str, &str) = ("kafka.sasl", "password");
-const PASSWORD_FILE: (&str, &str) = ("kafka.sasl", "password_file");
+/// Sections with a password that may be in a file.
+const WITH_PASSWORD: [&str; 2] = ["kafka.sasl", "schema_registry"];
 
 /// One source of settings, by section and name.
 #[derive(Default)]
@@ -58,7 +58,8 @@ impl Layers {
     /// and then leaves out what only the system could tell more of.
     pub(super) fn leave_out_what_is_outside(&mut self, mistakes: &mut Mistakes) {
         for layer in &mut self.layers {
-            let password = layer.0.get(&PASSWORD_FILE).cloned();
+            let passwords = WITH_PASSWORD
+                .map(|section| Some((section, layer.0.get(&(section, "password_file"))?.clone())));
             layer.0.retain(|(section, name), raw| {
                 let row = ROWS.iter().find(|row| (row.section, row.name) == (*section, *name));
                 let checked = match row.map(|row| row.kind) {
@@ -71,8 +72,9 @@ impl Layers {
                 false
             });
             // Something stands in the file, for all that can be known here.
-            if let Some(raw) = password.map(|raw| Raw { value: Value::Word("outside".to_owned()), ..raw }) {
-                layer.0.entry(PASSWORD).or_insert(raw);
+            for (section, raw) in passwords.into_iter().flatten() {
+                let raw = Raw { value: Value::Word("outside".to_owned()), ..raw };
+                layer.0.entry((section, "password")).or_insert(raw);
             }
         }
     }

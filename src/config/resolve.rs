@@ -10,7 +10,8 @@ use super::Config;
 use super::layers::Layers;
 use super::raw::{Found, Paths, Place};
 use super::sections::{
-    Admin, Circuit, CustomDialect, Drain, Grpc, Idempotency, Kafka, Limits, Log, Proto, Reply, Sasl, Tls, Top,
+    Admin, Circuit, CustomDialect, Drain, Grpc, Idempotency, Kafka, Limits, Log, Proto, Reply, Sasl,
+    SchemaRegistry, Tls, Top,
 };
 use crate::admin::config as admin;
 use crate::app::{self, DrainConfig};
@@ -19,6 +20,7 @@ use crate::ingress::config as ingress;
 use crate::kafka::config::{self as kafka, SaslConfig, SaslMechanism, Secret, TlsConfig};
 use crate::limits;
 use crate::message::{self, dialect::Custom};
+use crate::registry::{config as registry, parse_url};
 use crate::route::{Mistakes, Sources, TOPIC_HINT, check_topic, show_duration};
 use crate::telemetry::config as telemetry;
 use crate::terms::{CorrelationForm, PartitionForm};
@@ -45,11 +47,30 @@ pub(super) fn resolve(layers: Layers, mistakes: &mut Mistakes) -> Resolved {
     let drain = judge.drain();
     let log = judge.log();
     judge.together(&limits, &grpc, &admin);
+    let schema_registry = judge.schema_registry();
     let before = judge.mistakes.len();
     let sources = Sources { custom_dialect: judge.custom_dialect(), ..judge.sources() };
+    // Where its settings are wrong, that is said once.
+    let has_registry = layers.place_of("schema_registry").is_some();
     let sources_complete = judge.mistakes.len() == before && !layers.unread;
-    let routes = Sources { services: layers.services, methods: layers.methods, ..sources };
-    let gateway = app::Config { kafka, grpc, admin, limits, reply, circuit, idempotency, drain, shards };
+    let routes = Sources {
+        services: layers.services,
+        methods: layers.methods,
+        schema_registry: has_registry,
+        ..sources
+    };
+    let gateway = app::Config {
+        kafka,
+        grpc,
+        admin,
+        limits,
+        reply,
+        circuit,
+        idempotency,
+        schema_registry,
+        drain,
+        shards,
+    };
     let config = Config { gateway, log, routes };
     Resolved { config, sources_complete }
 }
@@ -134,7 +155,7 @@ impl Judge<'_> {
         let oauth = mechanism == Some(SaslMechanism::OauthBearer);
         if mechanism.is_none() && !self.is_set("kafka.sasl", "mechanism") {
             let hint = "PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER";
-            self.missing(&place, "mechanism", hint);
+            self.missing("kafka.sasl", &place, "mechanism", hint);
         }
         match &part.username {
             Some(found) if oauth => {
@@ -143,10 +164,12 @@ impl Judge<'_> {
             Some(found) if found.value.is_empty() => {
                 self.mistakes.push(found.place.mistake("must not be empty"))
             }
-            None if !oauth && !self.is_set("kafka.sasl", "username") => self.missing(&place, "username", ""),
+            None if !oauth && !self.is_set("kafka.sasl", "username") => {
+                self.missing("kafka.sasl", &place, "username", "")
+            }
             _ => {}
         }
-        let password = self.password(part.password, part.password_file, &place);
+        let password = self.password(part.password, part.password_file, ("kafka.sasl", &place));
         let username = value(part.username, |name| name, String::new());
         let whole = self.mistakes.len() == before;
         Some(SaslConfig { mechanism: mechanism?, username, password: password? }).filter(|_| whole)
@@ -156,7 +179,7 @@ impl Judge<'_> {
         &mut self,
         password: Option<Found<Secret>>,
         file: Option<Found<PathBuf>>,
-        place: &Place,
+        (section, place): (&'static str, &Place),
     ) -> Option<Secret> {
         let (secret, place) = match (password, file) {
             (Some(password), Some(file)) => {
@@ -173,8 +196,8 @@ impl Judge<'_> {
                 }
             },
             (None, None) => {
-                if !self.is_set("kafka.sasl", "password") && !self.is_set("kafka.sasl", "password_file") {
-                    self.missing(place, "password or password_file", "");
+                if !self.is_set(section, "password") && !self.is_set(section, "password_file") {
+                    self.missing(section, place, "password or password_file", "");
                 }
                 return None;
             }
@@ -191,8 +214,8 @@ impl Judge<'_> {
         self.layers.layers.iter().any(|layer| layer.0.contains_key(&(section, name)))
     }
 
-    fn missing(&mut self, place: &Place, name: &str, hint: &str) {
-        let mistake = place.origin.mistake(format!("kafka.sasl: {name} is missing"));
+    fn missing(&mut self, section: &str, place: &Place, name: &str, hint: &str) {
+        let mistake = place.origin.mistake(format!("{section}: {name} is missing"));
         self.mistakes.push(mistake.maybe_hint((!hint.is_empty()).then(|| hint.to_owned())));
     }
 
@@ -201,6 +224,12 @@ impl Judge<'_> {
         let default = ingress::Config::default();
         let bytes = part.message_bytes_max.map(|found| found.map(|bytes| bytes.0));
         let streams = part.streams_per_connection_max;
+        let metadata_return = value(part.metadata_return, |names| names.0, default.metadata_return);
+        let place = part.trailers_return.as_ref().map(|found| found.place.clone()).unwrap_or_default();
+        let trailers_return = value(part.trailers_return, |names| names.0, default.trailers_return);
+        if let Some(name) = trailers_return.iter().find(|name| metadata_return.contains(name)) {
+            self.mistakes.push(place.mistake(format!("{name:?} is in metadata_return, too")));
+        }
         ingress::Config {
             listen: value(part.listen, |listen| listen.0, default.listen),
             message_bytes_max: self.within(
@@ -211,7 +240,9 @@ impl Judge<'_> {
             ),
             reflection: value(part.reflection, |yes| yes, default.reflection),
             metadata_forward: value(part.metadata_forward, |names| names.0, default.metadata_forward),
-            metadata_return: value(part.metadata_return, |names| names.0, default.metadata_return),
+            metadata_return,
+            trailers_return,
+            web_origins: value(part.web_origins, |origins| origins.0, default.web_origins),
             connections_max: self.within(
                 part.connections_max,
                 1,
@@ -386,8 +417,7 @@ impl Judge<'_> {
         let place = self.layers.place_of("custom_dialect")?;
         for name in ["correlation_id", "reply_topic"] {
             if !self.is_set("custom_dialect", name) {
-                let mistake = place.origin.mistake(format!("custom_dialect: {name} is missing"));
-                self.mistakes.push(mistake.hint("the name of a header"));
+                self.missing("custom_dialect", &place, name, "the name of a header");
             }
         }
         let mut names: Vec<String> = Vec::new();
@@ -416,6 +446,54 @@ impl Judge<'_> {
             reply_partition_form: value(part.reply_partition_form, |form| form.0, PartitionForm::Int32),
         };
         Some(Arc::new(custom))
+    }
+
+    fn schema_registry(&mut self) -> Option<registry::Config> {
+        let part = SchemaRegistry::read(self.layers, self.mistakes);
+        let section = "schema_registry";
+        let place = self.layers.place_of(section)?;
+        let before = self.mistakes.len();
+        match &part.url {
+            None if !self.is_set(section, "url") => self.missing(section, &place, "url", ""),
+            Some(found) if parse_url(&found.value).is_none() => {
+                let hint = match found.value.contains('@') {
+                    true => "user and password belong into username and password",
+                    false => "http://HOST:PORT, or https, and the path to Confluent's API",
+                };
+                // Not shown: it may hold a password.
+                self.mistakes.push(found.place.mistake("is not the URL of a registry").hint(hint));
+            }
+            _ => {}
+        }
+        let has_password = part.password.is_some() || part.password_file.is_some();
+        let credentials = match part.username {
+            Some(user) if user.value.contains(':') || user.value.is_empty() => {
+                self.mistakes.push(user.place.mistake("must not be empty, nor have a colon"));
+                None
+            }
+            Some(user) => self
+                .password(part.password, part.password_file, (section, &place))
+                .map(|password| (user.value, password)),
+            None => {
+                if has_password && !self.is_set(section, "username") {
+                    self.missing(section, &place, "username", "");
+                }
+                None
+            }
+        };
+        if let Some(file) = &part.ca_file {
+            self.readable(file);
+        }
+        let whole = self.mistakes.len() == before;
+        let default_timeout = Duration::from_millis(limits::SCHEMA_REGISTRY_TIMEOUT_MS);
+        let config = registry::Config {
+            url: part.url?.value,
+            credentials,
+            register: value(part.register, |yes| yes, true),
+            timeout: value(part.timeout, |t| t.0, default_timeout),
+            ca_file: part.ca_file.map(|found| found.value),
+        };
+        whole.then_some(config)
     }
 
     fn sources(&mut self) -> Sources {

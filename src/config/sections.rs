@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use super::kinds::{Bytes, Listen, LogFormat, Mechanism, MetadataNames, Pause, Servers, Time};
+use super::kinds::{Bytes, Listen, LogFormat, Mechanism, MetadataNames, Origins, Pause, Servers, Time};
 use super::layers::Layers;
 use super::raw::{Found, FromRaw, Paths, Term};
 use crate::kafka::config::Secret;
@@ -126,8 +126,14 @@ sections! {
         /// Request metadata that goes into record headers. authorization goes
         /// only when it is named here.
         metadata_forward: MetadataNames = "",
-        /// Reply headers that become response metadata.
+        /// Reply headers that become response metadata, in front of the message.
         metadata_return: MetadataNames = "",
+        /// Reply headers that become trailers of the response.
+        trailers_return: MetadataNames = "",
+        /// Origins, as https://app.example.com, whose pages may call by
+        /// gRPC-Web; * is every origin. With none, gRPC-Web and HTTP/1.1 are
+        /// off.
+        web_origins: Origins = "",
         /// Connections, process-wide; more are closed at once.
         connections_max: i64 = "10000",
         /// Streams that one connection may have open.
@@ -232,6 +238,28 @@ sections! {
         /// Header of replies for what went wrong; without error_code its
         /// presence is the error, UNKNOWN. Default: none but grpc-message.
         error_message: String = "",
+    }
+
+    /// Schemas of messages, for the format confluent-protobuf.
+    SchemaRegistry in "schema_registry" {
+        /// Where it is, http or https, up to what is common to all paths of
+        /// Confluent's API; with Apicurio it ends with /apis/ccompat/v7.
+        url: String = "",
+        /// User name for basic authentication.
+        username: String = "",
+        /// Password for basic authentication. password_file keeps it out of
+        /// the configuration.
+        password: Secret = "",
+        /// File whose first line is the password.
+        password_file: PathBuf = "",
+        /// Register the schemas of requests, instead of using the latest of
+        /// their subjects. Default: true.
+        register: bool = "",
+        /// One question, with its answer. Default: 5s.
+        timeout: Time = "",
+        /// PEM certificates that the registry's must lead to. Default: the
+        /// system's.
+        ca_file: PathBuf = "",
     }
 
     /// What is served.

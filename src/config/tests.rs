@@ -201,6 +201,25 @@ fn a_custom_dialect_is_read_from_the_file_and_the_environment() {
 }
 
 #[test]
+fn a_schema_registry_is_read_from_the_file_and_the_environment() {
+    let folder =
+        Folder::new("[schema_registry]\nurl = \"http://r:8081/apis\"\nusername = \"me\"\nregister = false");
+    std::fs::write(folder.path("pw"), "hunter2\nmore").unwrap();
+    let file = folder.path("pw");
+    let variables = [("ANTIPHON_SCHEMA_REGISTRY_PASSWORD_FILE", file.to_str().unwrap())];
+    let config = load_from(&folder.flags(), &variables).unwrap();
+    assert!(!format!("{config:?}").contains("hunter2"));
+    let registry = config.gateway.schema_registry.unwrap();
+    assert_eq!(
+        (registry.url.as_str(), registry.register, registry.timeout.as_secs()),
+        ("http://r:8081/apis", false, 5)
+    );
+    let (user, password) = registry.credentials.unwrap();
+    assert_eq!((user.as_str(), password.reveal()), ("me", "hunter2"));
+    assert!(config.routes.schema_registry && loaded("").gateway.schema_registry.is_none());
+}
+
+#[test]
 fn flags_win_over_the_environment_and_that_over_the_file() {
     let folder = Folder::new(
         "[kafka]\nbootstrap_servers = [\"file:1\"]\n[grpc]\nlisten = \":1\"\n[admin]\nlisten = \":11\"",

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::correlation::CorrelationId;
 use crate::message::DecodeError;
+use crate::message::format::EncodeError;
 use crate::pending::{Coordinates, Progress};
 use crate::route::WireError;
 
@@ -135,6 +136,9 @@ pub enum Why {
     /// The message is not what its type says, or its key can't be had.
     #[error("request message: {0}")]
     BadMessage(#[source] WireError),
+    /// The message can't be written in the route's format.
+    #[error("request message: {0}")]
+    Unwritable(#[source] EncodeError),
     /// The partition that the route or the message names does not exist.
     #[error("partition {partition} of {topic} does not exist; the topic has {partitions}")]
     NoSuchPartition {

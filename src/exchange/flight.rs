@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
@@ -10,9 +9,11 @@ use tokio::time::{Instant, timeout_at};
 use super::budget::BytesHeld;
 use super::circuit::{Ending, Pass};
 use super::failure::{Failure, Outcome, Trace, Why};
+use super::load::Waiting;
 use super::{Answer, Exchange, Request};
 use crate::correlation::CorrelationId;
 use crate::deadline::Deadline;
+use crate::message::format::{Format, confluent};
 use crate::message::{self, DecodeError, Reply};
 use crate::pending::{Completion, Progress, SendFailure, Ticket};
 use crate::route::Route;
@@ -21,9 +22,6 @@ use crate::transport::{Received, Record};
 
 /// A method that returns this has nothing to say, so a null value says it.
 const EMPTY: &str = "google.protobuf.Empty";
-
-/// A caller that goes away with less than this left has met its deadline.
-const CANCEL_IS_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// From the moment that a call's request is in its lane until it is over. One
 /// that is dropped before has lost its caller.
@@ -37,6 +35,8 @@ pub(super) struct Flight {
     /// The request again, where the route may want it as a dead letter.
     request: Option<(Record, Arc<BytesHeld>)>,
     pass: Option<Pass>,
+    /// Counts on its partition for as long as it is in the air.
+    _waiting: Option<Waiting>,
     landed: bool,
 }
 
@@ -46,13 +46,15 @@ impl Flight {
     pub(super) async fn depart(
         exchange: &Arc<Exchange>,
         route: &Arc<Route>,
-        request: Request,
+        mut request: Request,
         held: Arc<BytesHeld>,
     ) -> Result<Self, Failure> {
         let unsent = |why| Failure::new(why, Trace::nothing_sent(Arc::clone(&route.request_topic)));
         let deadline = request.deadline;
         let key = find_key(route, &request.message).map_err(unsent)?;
         let partition = exchange.choose_partition(route, &request, key.as_ref()).await.map_err(unsent)?;
+        request.message =
+            route.format.encode(&route.input, request.message).map_err(Why::Unwritable).map_err(unsent)?;
         let pass = exchange.pass_circuit(&route.request_topic).map_err(unsent)?;
 
         // Registered before anything is sent: a fast worker beats a slow registration.
@@ -62,7 +64,7 @@ impl Flight {
         })?;
         let parcel = exchange.pack(route, request, key.clone(), &ticket, Arc::clone(&held));
         let keep = !route.dead_letter_on.is_empty();
-        let flight = Self {
+        let mut flight = Self {
             exchange: Arc::clone(exchange),
             route: Arc::clone(route),
             ticket,
@@ -72,10 +74,14 @@ impl Flight {
             key: key.filter(|_| route.cancel_record).as_deref().map(Bytes::copy_from_slice),
             request: keep.then(|| (parcel.record.clone(), held)),
             pass: Some(pass),
+            _waiting: None,
             landed: false,
         };
         match exchange.dispatch(route, partition, parcel) {
-            Ok(()) => Ok(flight),
+            Ok(waiting) => {
+                flight._waiting = Some(waiting);
+                Ok(flight)
+            }
             Err(why) => Err(unsent(why)),
         }
     }
@@ -96,12 +102,12 @@ impl Flight {
     /// Waits for the end, at most until `limit`.
     pub(super) async fn arrive_by(&mut self, limit: Instant) -> Option<Result<Answer, Failure>> {
         match timeout_at(limit, self.ticket.wait()).await {
-            Ok(completion) => Some(self.conclude(completion)),
+            Ok(completion) => Some(self.conclude(completion, limit).await),
             Err(_) => None,
         }
     }
 
-    fn conclude(&mut self, completion: Completion) -> Result<Answer, Failure> {
+    async fn conclude(&mut self, completion: Completion, limit: Instant) -> Result<Answer, Failure> {
         let was_given_up = std::mem::replace(&mut self.landed, true);
         let trace = self.trace();
         match completion {
@@ -116,7 +122,7 @@ impl Flight {
                         (*record).clone(),
                     );
                 }
-                self.read_reply(*record, trace)
+                self.read_reply(*record, trace, limit).await
             }
             Completion::SecondMessage { first, second } => {
                 self.settle(Ending::Answered);
@@ -138,13 +144,57 @@ impl Flight {
         }
     }
 
-    fn read_reply(&mut self, record: Received, trace: Trace) -> Result<Answer, Failure> {
+    async fn read_reply(
+        &mut self,
+        record: Received,
+        trace: Trace,
+        limit: Instant,
+    ) -> Result<Answer, Failure> {
         let offset = record.offset;
-        let null_is_empty = self.route.output.full_name() == EMPTY;
-        match Reply::decode(record, &self.route.dialect, null_is_empty, self.exchange.message_bytes_max()) {
+        let named = match (&self.route.format, &record.value) {
+            (Format::ConfluentProtobuf(_), Some(value)) => Some(value.clone()),
+            _ => None,
+        };
+        let read = match self.decode(record) {
+            // Boxed: few calls have to ask, and all would have to carry it.
+            Ok(Answered { reply, has_message: true }) if let Some(value) = named => {
+                Box::pin(self.check_schema(&value, limit)).await.map(|()| reply)
+            }
+            Ok(Answered { reply, .. }) => Ok(reply),
+            Err(source) => Err(source),
+        };
+        match read {
             Ok(reply) => Ok(Answer { reply, trace }),
             Err(source) => Err(self.bad_reply(offset, source, trace)),
         }
+    }
+
+    /// The record as a reply, its message in the format of gRPC.
+    fn decode(&self, record: Received) -> Result<Answered, DecodeError> {
+        let null_is_empty = self.route.output.full_name() == EMPTY;
+        let max = self.exchange.message_bytes_max();
+        let (format, has_value) = (&self.route.format, record.value.is_some());
+        if matches!(format, Format::Protobuf) {
+            let reply = Reply::decode(record, &self.route.dialect, null_is_empty, max)?;
+            return Ok(Answered { reply, has_message: false });
+        }
+        let mut reply = Reply::decode(record, &self.route.dialect, null_is_empty, usize::MAX)?;
+        let has_message = has_value && reply.result.is_ok();
+        // Without a value there is nothing to convert: an empty message was meant.
+        if has_message && let Ok(value) = &mut reply.result {
+            let message = format.decode(&self.route.output, std::mem::take(value))?;
+            if message.len() > max {
+                return Err(DecodeError::TooLarge { found: message.len(), max });
+            }
+            *value = message;
+        }
+        Ok(Answered { reply, has_message })
+    }
+
+    async fn check_schema(&self, value: &Bytes, limit: Instant) -> Result<(), DecodeError> {
+        let (schema, _) = confluent::split(value)?;
+        let Some(schemas) = self.exchange.schemas() else { return Ok(()) };
+        schemas.check(&schema, self.route.output.full_name(), limit).await
     }
 
     fn bad_reply(&mut self, offset: i64, source: DecodeError, trace: Trace) -> Failure {
@@ -215,7 +265,7 @@ impl Drop for Flight {
         }
         // A client whose own deadline passes resets the stream at about the
         // moment in which ours does. That is a time-out, not a change of mind.
-        if self.deadline.left() <= CANCEL_IS_TIMEOUT {
+        if self.deadline.is_about_to_pass() {
             self.give_up();
             return;
         }
@@ -225,6 +275,12 @@ impl Drop for Flight {
             self.exchange.scribe().cancel(&self.route, self.id(), self.partition, self.key.take());
         }
     }
+}
+
+/// A reply, and whether its message was in the record's value.
+struct Answered {
+    reply: Reply,
+    has_message: bool,
 }
 
 /// What a call is told whose deadline passes when its request is so far.

@@ -1,12 +1,14 @@
 //! All lanes of one shard, opened when they are first needed.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
 use super::lane::{Lane, Parcel};
+use super::load::{self, Load, Waiting};
 use super::topics::TopicDirectory;
 use crate::metrics::Metrics;
 use crate::pending::Pending;
@@ -25,37 +27,69 @@ pub(super) struct Lanes {
     pub(super) metrics: Arc<Metrics>,
     pub(super) supervisor: Supervisor,
     pub(super) queue_max: usize,
-    pub(super) open: Mutex<HashMap<Arc<str>, Vec<Option<OpenLane>>>>,
+    pub(super) open: Mutex<HashMap<Arc<str>, TopicLanes>>,
+}
+
+/// The lanes of one topic.
+#[derive(Default)]
+pub(super) struct TopicLanes {
+    by_partition: Vec<Option<OpenLane>>,
+    /// Calls that wait on all of them.
+    waiting: Arc<AtomicU32>,
+    /// Where the last call without a key went.
+    last_spread: usize,
+}
+
+impl TopicLanes {
+    fn waiting_on(&self, partition: usize) -> u32 {
+        let lane = self.by_partition.get(partition).and_then(Option::as_ref);
+        lane.map_or(0, |lane| lane.load.waiting())
+    }
 }
 
 /// A lane that runs.
-pub(super) struct OpenLane {
+struct OpenLane {
     queue: mpsc::Sender<Parcel>,
+    load: Arc<Load>,
     _task: Task,
 }
 
 impl Lanes {
-    /// Puts a parcel into the lane of its partition. Must be called on the
-    /// shard's runtime, where the lane will run.
-    pub(super) fn send(&self, topic: &Arc<str>, partition: i32, parcel: Parcel) -> Result<(), LaneFull> {
+    /// Puts a parcel into the lane of its partition, where its call waits until
+    /// what is returned is dropped. Must be called on the shard's runtime,
+    /// where the lane will run.
+    pub(super) fn send(&self, topic: &Arc<str>, partition: i32, parcel: Parcel) -> Result<Waiting, LaneFull> {
         let index = usize::try_from(partition).unwrap_or_default();
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let lanes = match open.get_mut(topic) {
-            Some(lanes) => lanes,
-            None => open.entry(Arc::clone(topic)).or_default(),
-        };
-        if lanes.len() <= index {
-            lanes.resize_with(index + 1, || None);
+        let mut open = self.lock();
+        let TopicLanes { by_partition, waiting, .. } = of_topic(&mut open, topic);
+        if by_partition.len() <= index {
+            by_partition.resize_with(index + 1, || None);
         }
-        let lane = lanes[index].get_or_insert_with(|| self.open(topic, partition));
+        let lane =
+            by_partition[index].get_or_insert_with(|| self.open(topic, partition, Arc::clone(waiting)));
         match lane.queue.try_send(parcel) {
-            Ok(()) => Ok(()),
+            Ok(()) => Ok(lane.load.add()),
             // A closed lane has panicked; the supervisor is stopping us.
             Err(TrySendError::Full(_) | TrySendError::Closed(_)) => Err(LaneFull),
         }
     }
 
-    fn open(&self, topic: &Arc<str>, partition: i32) -> OpenLane {
+    /// The partition for a call without a key.
+    pub(super) fn spread(&self, topic: &Arc<str>, partitions: i32) -> i32 {
+        let mut open = self.lock();
+        let lanes = of_topic(&mut open, topic);
+        let total = lanes.waiting.load(Ordering::Relaxed);
+        let count = usize::try_from(partitions).unwrap_or_default();
+        let chosen = load::choose(lanes.last_spread, count, total, |partition| lanes.waiting_on(partition));
+        lanes.last_spread = chosen;
+        i32::try_from(chosen).unwrap_or_default()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, TopicLanes>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn open(&self, topic: &Arc<str>, partition: i32, waiting: Arc<AtomicU32>) -> OpenLane {
         let (queue, receiver) = mpsc::channel(self.queue_max);
         let lane = Lane {
             topic: Arc::clone(topic),
@@ -66,6 +100,15 @@ impl Lanes {
             metrics: Arc::clone(&self.metrics),
             queue: receiver,
         };
-        OpenLane { queue, _task: self.supervisor.spawn("lane", lane.run()) }
+        OpenLane { queue, load: Load::new(waiting), _task: self.supervisor.spawn("lane", lane.run()) }
     }
+}
+
+fn of_topic<'a>(open: &'a mut HashMap<Arc<str>, TopicLanes>, topic: &Arc<str>) -> &'a mut TopicLanes {
+    if !open.contains_key(topic) {
+        // Shards and instances that start together do not begin together.
+        let last_spread = usize::from(fastrand::u8(..));
+        open.insert(Arc::clone(topic), TopicLanes { last_spread, ..TopicLanes::default() });
+    }
+    open.entry(Arc::clone(topic)).or_default()
 }

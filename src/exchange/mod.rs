@@ -15,11 +15,12 @@ mod idempotency;
 mod instance;
 mod lane;
 mod lanes;
+mod load;
 mod replies;
+mod schemas;
 mod topics;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -41,10 +42,12 @@ use flight::Flight;
 use heartbeat::Heart;
 use lane::{Owner, Parcel};
 use lanes::{LaneFull, Lanes};
+use load::Waiting;
 use replies::{Recreate, ReplyReader};
 
 pub use failure::{Failure, Outcome, Repeat, Trace, Why};
 pub use instance::{Instance, Parts, Phase, ShardState};
+pub use schemas::{PrepareError, Schemas};
 pub use topics::TopicDirectory;
 
 /// When a caller should come back that found a lane full.
@@ -102,7 +105,6 @@ pub struct Exchange {
     lanes: Arc<Lanes>,
     reply_to: ReplyAddress,
     settings: Settings,
-    next_partition: AtomicU32,
     /// Reader and heart; dropped, and so ended, with the exchange.
     _tasks: [Task; 2],
 }
@@ -120,6 +122,8 @@ pub struct Settings {
     pub reply: ReplyConfig,
     /// Header names of the dialect `custom`, where there is one.
     pub custom_dialect: Option<Arc<Custom>>,
+    /// Schemas of replies, where there is a registry.
+    pub schemas: Option<Arc<Schemas>>,
 }
 
 impl Exchange {
@@ -170,7 +174,6 @@ impl Exchange {
             lanes,
             reply_to: ReplyAddress { topic, partition: Some(partition) },
             settings,
-            next_partition: AtomicU32::new(fastrand::u32(..)),
             _tasks: [supervisor.spawn("reply reader", reader.run()), supervisor.spawn("heart", heart.run())],
             instance,
         }
@@ -246,7 +249,7 @@ impl Exchange {
             Partitioning::ByKey | Partitioning::Spread => {
                 return Ok(match key {
                     Some(key) => message::partition_of_key(key, partitions),
-                    None => self.spread(partitions),
+                    None => self.lanes.spread(topic, partitions),
                 });
             }
         };
@@ -254,13 +257,6 @@ impl Exchange {
             Ok(partition) if (0..partitions).contains(&partition) => Ok(partition),
             _ => Err(Why::NoSuchPartition { partition: named, topic: Arc::clone(topic), partitions }),
         }
-    }
-
-    /// Round robin: it gives every worker its share even of few calls, which
-    /// filling one partition's batch after the other would not.
-    fn spread(&self, partitions: i32) -> i32 {
-        let next = self.next_partition.fetch_add(1, Ordering::Relaxed);
-        i32::try_from(next % partitions.unsigned_abs()).unwrap_or_default()
     }
 
     fn register(&self, route: &Route) -> Result<Ticket, Why> {
@@ -291,6 +287,7 @@ impl Exchange {
             deadline: request.deadline,
             key,
             value: request.message,
+            content_type: route.format.content_type(),
             metadata: request.metadata,
         };
         let record = parts.into_record();
@@ -311,7 +308,7 @@ impl Exchange {
     }
 
     /// Hands a call's request to its lane.
-    fn dispatch(&self, route: &Route, partition: i32, parcel: Parcel) -> Result<(), Why> {
+    fn dispatch(&self, route: &Route, partition: i32, parcel: Parcel) -> Result<Waiting, Why> {
         self.lanes.send(&route.request_topic, partition, parcel).map_err(|LaneFull| Why::Overloaded {
             what: "limits.lane_queue_max (requests waiting for one partition)",
             limit: self.settings.lane_queue_max as u64,
@@ -333,6 +330,10 @@ impl Exchange {
 
     fn scribe(&self) -> Scribe {
         Scribe { instance: Arc::clone(&self.instance), lanes: Arc::clone(&self.lanes) }
+    }
+
+    fn schemas(&self) -> Option<&Schemas> {
+        self.settings.schemas.as_deref()
     }
 
     fn message_bytes_max(&self) -> usize {

@@ -25,6 +25,13 @@ pub struct Config {
     /// separated): reply headers that become response metadata. Default:
     /// none.
     pub metadata_return: Vec<String>,
+    /// `trailers_return` (`ANTIPHON_GRPC_TRAILERS_RETURN`, comma separated):
+    /// reply headers that become trailers. Default: none.
+    pub trailers_return: Vec<String>,
+    /// `web_origins` (`ANTIPHON_GRPC_WEB_ORIGINS`, comma separated): origins,
+    /// as `https://app.example.com`, whose pages may call by gRPC-Web; `*` is
+    /// every origin. Default: none, and gRPC-Web and HTTP/1.1 are off.
+    pub web_origins: Vec<String>,
     /// `connections_max` (`ANTIPHON_GRPC_CONNECTIONS_MAX`), process-wide;
     /// more are closed at once. Default: 10,000.
     pub connections_max: u32,
@@ -49,6 +56,8 @@ impl Default for Config {
             reflection: true,
             metadata_forward: Vec::new(),
             metadata_return: Vec::new(),
+            trailers_return: Vec::new(),
+            web_origins: Vec::new(),
             connections_max: limits::CONNECTIONS_MAX,
             streams_per_connection_max: limits::STREAMS_PER_CONNECTION_MAX,
             keep_alive_interval: Duration::from_millis(limits::KEEP_ALIVE_INTERVAL_MS),

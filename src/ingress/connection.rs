@@ -4,18 +4,20 @@
 //! A service mesh keeps few, long connections, so hashing them over
 //! `SO_REUSEPORT` sockets would leave shards idle; counting does not.
 
+use std::future::Future;
 use std::io;
 use std::net::TcpStream as StdTcpStream;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use hyper::server::conn::http2;
+use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::config::Config;
 use super::service::Service;
@@ -29,6 +31,10 @@ const HANDOVER_QUEUE: usize = 256;
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a new connection may be silent.
 const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A first byte that came alone is looked at again after this.
+const PEEK_AGAIN: Duration = Duration::from_millis(5);
+/// Head of an HTTP/1.1 request, and what of its body is read at once.
+const HTTP1_BUFFER_BYTES_MAX: usize = 64 * 1_024;
 /// Ended connections are swept when this many are listed, or twice those alive.
 const SWEEP_AT: usize = 64;
 
@@ -162,7 +168,7 @@ async fn serve_connection(
     _open: CloseOnDrop,
     service: Service,
     config: Config,
-    mut lifecycle: watch::Receiver<Lifecycle>,
+    lifecycle: watch::Receiver<Lifecycle>,
 ) {
     let stream = match TcpStream::from_std(stream) {
         Ok(stream) => stream,
@@ -173,23 +179,58 @@ async fn serve_connection(
     if !matches!(timeout(FIRST_BYTE_TIMEOUT, stream.readable()).await, Ok(Ok(()))) {
         return tracing::debug!("connection closed: its caller said nothing");
     }
+    let served = match service.web() {
+        Some(web) if !is_http2(&stream).await => {
+            let service = TowerToHyperService::new(web);
+            let connection = http1_settings().serve_connection(TokioIo::new(stream), service);
+            serve_until(connection, http1::Connection::graceful_shutdown, lifecycle).await
+        }
+        _ => {
+            let service = TowerToHyperService::new(service);
+            let connection = http2_settings(&config).serve_connection(TokioIo::new(stream), service);
+            serve_until(connection, http2::Connection::graceful_shutdown, lifecycle).await
+        }
+    };
+    if let Err(error) = served {
+        tracing::debug!(%error, "connection ended");
+    }
+}
+
+/// Whether the connection begins as HTTP/2 does (`PRI * HTTP/2.0`). What is in
+/// the way of seeing that is for the HTTP/2 server to find, too.
+async fn is_http2(stream: &TcpStream) -> bool {
+    let mut beginning = [0; 2];
+    let until = Instant::now() + FIRST_BYTE_TIMEOUT;
+    while let Ok(1) = stream.peek(&mut beginning).await
+        && Instant::now() < until
+    {
+        sleep(PEEK_AGAIN).await;
+    }
+    beginning == *b"PR"
+}
+
+/// Serves a connection to its end; once the process is further than it is now,
+/// tells the other side to go.
+async fn serve_until<C>(
+    connection: C,
+    go_away: fn(Pin<&mut C>),
+    mut lifecycle: watch::Receiver<Lifecycle>,
+) -> hyper::Result<()>
+where
+    C: Future<Output = hyper::Result<()>>,
+{
     let born_in = *lifecycle.borrow();
-    let service = TowerToHyperService::new(service);
-    let connection = http2_settings(&config).serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     let mut close = lifecycle.clone();
-    let served = tokio::select! {
+    tokio::select! {
         served = connection.as_mut() => served,
         () = past(&mut lifecycle, born_in) => {
-            connection.as_mut().graceful_shutdown();
+            go_away(connection.as_mut());
             tokio::select! {
                 served = connection.as_mut() => served,
                 () = closed(&mut close) => Ok(()),
             }
         }
-    };
-    if let Err(error) = served {
-        tracing::debug!(%error, "connection ended");
     }
 }
 
@@ -202,6 +243,15 @@ async fn past(lifecycle: &mut watch::Receiver<Lifecycle>, phase: Lifecycle) {
 async fn closed(lifecycle: &mut watch::Receiver<Lifecycle>) {
     past(lifecycle, Lifecycle::Draining).await;
     sleep(CLOSE_TIMEOUT / 2).await;
+}
+
+fn http1_settings() -> http1::Builder {
+    let mut settings = http1::Builder::new();
+    settings
+        .timer(TokioTimer::new())
+        .header_read_timeout(FIRST_BYTE_TIMEOUT)
+        .max_buf_size(HTTP1_BUFFER_BYTES_MAX);
+    settings
 }
 
 fn http2_settings(config: &Config) -> http2::Builder<StreamExecutor> {

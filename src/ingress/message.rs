@@ -22,6 +22,17 @@ const PREFIX_BYTES: usize = 5;
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
+/// What a request's message is read from.
+pub(super) trait RequestBody:
+    Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + Unpin + 'static
+{
+}
+
+impl<B> RequestBody for B where
+    B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + Unpin + 'static
+{
+}
+
 /// Passes a message through as it is.
 #[derive(Debug, Clone, Copy)]
 struct Raw;
@@ -56,8 +67,7 @@ pub(super) async fn read_one<B>(
     mut hold: impl FnMut(usize) -> Result<(), Status>,
 ) -> Result<Bytes, Status>
 where
-    B: Body<Data = Bytes> + Send + Unpin + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    B: RequestBody,
 {
     if encoding.is_none() {
         return read_plain(body, bytes_max, hold).await;
@@ -79,8 +89,7 @@ async fn read_plain<B>(
     mut hold: impl FnMut(usize) -> Result<(), Status>,
 ) -> Result<Bytes, Status>
 where
-    B: Body<Data = Bytes> + Unpin,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    B: RequestBody,
 {
     let mut prefix = Prefix::default();
     let mut message: Option<BytesMut> = None;

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! acceptor ──► least busy shard ──► hyper HTTP/2 ──► service ─┬─ unary ──► exchange
+//!                               └─► HTTP/1.1 ──► web ────┘    │
 //!                                                             ├─ grpc.health.v1
 //!                                                             └─ grpc.reflection.v1, v1alpha
 //! ```
@@ -19,6 +20,7 @@ mod metadata;
 mod service;
 mod status;
 mod unary;
+mod web;
 
 pub use connection::{Acceptor, Lifecycle, Seat, serve_shard};
 pub use health::Health;

@@ -17,13 +17,15 @@ use tower::util::BoxCloneSyncService;
 
 use super::config::Config;
 use super::health::Health;
+use super::message::RequestBody;
 use super::metadata::Allowed;
 use super::unary::Unary;
+use super::web::{Web, WebService, is_web};
 use crate::exchange::Exchange;
 use crate::route::{Lookup, RouteTable};
 
 type Mounted = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
-type Answering = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+pub(super) type Answering = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
 /// The reflection services, built once and shared by the shards.
 #[derive(Clone)]
@@ -66,6 +68,7 @@ struct Inner {
     unary: Unary,
     health: HealthServer<HealthService>,
     reflection: Option<Reflection>,
+    web: Option<Web>,
 }
 
 impl Service {
@@ -77,9 +80,16 @@ impl Service {
         health: &Health,
         reflection: Option<Reflection>,
     ) -> Self {
-        let allowed = Allowed::new(&config.metadata_forward, &config.metadata_return);
+        let allowed =
+            Allowed::new(&config.metadata_forward, &config.metadata_return, &config.trailers_return);
         let unary = Unary::new(exchange, &routes, allowed, config.message_bytes_max);
-        Self { inner: Arc::new(Inner { routes, unary, health: health.server(), reflection }) }
+        let web = Web::new(config);
+        Self { inner: Arc::new(Inner { routes, unary, health: health.server(), reflection, web }) }
+    }
+
+    /// The same for browsers, where they may come.
+    pub(super) fn web(&self) -> Option<WebService> {
+        self.inner.web.as_ref().map(|web| web.around(self.clone()))
     }
 }
 
@@ -93,13 +103,34 @@ impl tower::Service<Request<Incoming>> for Service {
     }
 
     fn call(&mut self, request: Request<Incoming>) -> Answering {
+        if let Some(web) = &self.inner.web
+            && is_web(request.method(), request.headers())
+        {
+            return web.around(self.clone()).call(request);
+        }
+        let inner = Arc::clone(&self.inner);
+        Box::pin(async move { Ok(inner.answer(request).await) })
+    }
+}
+
+/// What gRPC-Web has been translated into.
+impl tower::Service<Request<Body>> for Service {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Answering;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Answering {
         let inner = Arc::clone(&self.inner);
         Box::pin(async move { Ok(inner.answer(request).await) })
     }
 }
 
 impl Inner {
-    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+    async fn answer<B: RequestBody>(&self, request: Request<B>) -> Response<Body> {
         match self.routes.lookup(request.uri().path()) {
             Lookup::Route(route) => self.unary.answer(route, request).await,
             Lookup::Streaming { client, server } => streaming(client, server),
@@ -108,7 +139,7 @@ impl Inner {
     }
 
     /// Not in the route table: one of our own services, or nothing.
-    async fn other(&self, request: Request<Incoming>) -> Response<Body> {
+    async fn other<B: RequestBody>(&self, request: Request<B>) -> Response<Body> {
         let path = request.uri().path();
         let mounted = match (path.split('/').nth(1), &self.reflection) {
             (Some("grpc.health.v1.Health"), _) => BoxCloneSyncService::new(self.health.clone()),

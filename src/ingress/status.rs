@@ -31,12 +31,24 @@ use tonic::{Code, Status};
 use crate::deadline::TimeoutError;
 use crate::exchange::{Failure, Trace, Why};
 use crate::message::WorkerStatus;
+use crate::message::format::EncodeError;
 use crate::pending::Coordinates;
 
 const OUTCOME: HeaderName = HeaderName::from_static("antiphon-outcome");
 const RECORD: HeaderName = HeaderName::from_static("antiphon-record");
 const CORRELATION_ID: HeaderName = HeaderName::from_static("antiphon-correlation-id");
 const IDEMPOTENCY: HeaderName = HeaderName::from_static("antiphon-idempotency");
+/// All trailers that a call can end with and a page may want to read.
+pub(super) const TRAILERS: [HeaderName; 8] = [
+    HeaderName::from_static("grpc-status"),
+    HeaderName::from_static("grpc-message"),
+    HeaderName::from_static("grpc-status-details-bin"),
+    OUTCOME,
+    RECORD,
+    CORRELATION_ID,
+    IDEMPOTENCY,
+    PUSHBACK,
+];
 const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
 /// What becomes of a call that ended without a worker's answer.
@@ -52,7 +64,10 @@ pub(super) fn of_failure(failure: &Failure) -> Status {
             trailers.insert(PUSHBACK, millis(*retry_after));
             return Status::with_metadata(Code::Unavailable, message, MetadataMap::from_headers(trailers));
         }
-        Why::BadMessage(_) | Why::NoSuchPartition { .. } | Why::KeyReused => Code::InvalidArgument,
+        Why::Unwritable(EncodeError::NoSchemaId(_)) => Code::Internal,
+        Why::BadMessage(_) | Why::Unwritable(_) | Why::NoSuchPartition { .. } | Why::KeyReused => {
+            Code::InvalidArgument
+        }
         Why::TimedOut | Why::TooLate => Code::DeadlineExceeded,
         Why::TooLarge => Code::ResourceExhausted,
         Why::Refused(_) => Code::FailedPrecondition,
@@ -85,9 +100,11 @@ fn millis(duration: Duration) -> HeaderValue {
 }
 
 /// A worker's own error, handed on.
-pub(super) fn of_worker(status: WorkerStatus, trace: &Trace) -> Status {
+pub(super) fn of_worker(status: WorkerStatus, trace: &Trace, mut returned: HeaderMap) -> Status {
     let code = Code::from(i32::from(status.code));
-    let metadata = MetadataMap::from_headers(of_trace(trace));
+    // Over whatever a worker says under these names.
+    returned.extend(of_trace(trace));
+    let metadata = MetadataMap::from_headers(returned);
     Status::with_details_and_metadata(code, status.message, status.details, metadata)
 }
 

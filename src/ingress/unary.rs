@@ -3,13 +3,12 @@
 use std::sync::{Arc, OnceLock};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
-use hyper::body::Incoming;
 use tokio::time::timeout_at;
 use tonic::body::Body;
 use tonic::codec::CompressionEncoding;
 use tonic::{Code, Status};
 
-use super::message::{read_one, unary_body};
+use super::message::{RequestBody, read_one, unary_body};
 use super::metadata::Allowed;
 use super::status;
 use crate::deadline::{Deadline, parse_grpc_timeout};
@@ -43,22 +42,41 @@ impl Unary {
         Self { exchange, allowed, message_bytes_max, succeeded }
     }
 
-    pub(super) async fn answer(&self, route: &Arc<Route>, request: Request<Incoming>) -> Response<Body> {
+    pub(super) async fn answer<B: RequestBody>(
+        &self,
+        route: &Arc<Route>,
+        request: Request<B>,
+    ) -> Response<Body> {
         if !is_grpc(request.headers()) {
             return not_grpc();
         }
         let succeeded = self.succeeded.get(route.index);
-        let end = CountOnDrop { metrics: self.exchange.metrics(), succeeded, route, code: Code::Cancelled };
+        let deadline = deadline(route, request.headers());
+        let end = CountOnDrop {
+            metrics: self.exchange.metrics(),
+            succeeded,
+            route,
+            deadline: deadline.as_ref().ok().copied(),
+            code: None,
+        };
         let compression = wanted_compression(request.headers());
-        match self.call(route, request).await {
+        let answered = match deadline {
+            Ok(deadline) => self.call(route, request, deadline).await,
+            Err(status) => Err(status),
+        };
+        match answered {
             Ok(answer) => self.respond(answer, compression, end),
             Err(status) => refuse(status, end),
         }
     }
 
-    async fn call(&self, route: &Arc<Route>, request: Request<Incoming>) -> Result<Answer, Status> {
+    async fn call<B: RequestBody>(
+        &self,
+        route: &Arc<Route>,
+        request: Request<B>,
+        deadline: Deadline,
+    ) -> Result<Answer, Status> {
         let (head, body) = request.into_parts();
-        let deadline = deadline(route, &head.headers)?;
         let encoding = request_encoding(&head.headers)?;
         let metadata = self.allowed.forward(&head.headers)?;
         // Before its message: what is refused need not be read, and what is read is counted.
@@ -84,13 +102,19 @@ impl Unary {
         compression: Option<CompressionEncoding>,
         mut end: CountOnDrop<'_>,
     ) -> Response<Body> {
-        let metadata = self.allowed.give_back(&answer.reply.headers);
+        let returned = self.allowed.give_back(&answer.reply.headers);
         match answer.reply.result {
             Ok(message) => {
-                end.code = Code::Ok;
-                let body = unary_body(message, status::of_trace(&answer.trace), compression);
+                end.code = Some(Code::Ok);
+                let mut trailers = status::of_trace(&answer.trace);
+                if !returned.trailers.is_empty() {
+                    // Over whatever a worker says under our names.
+                    let ours = std::mem::replace(&mut trailers, returned.trailers);
+                    trailers.extend(ours);
+                }
+                let body = unary_body(message, trailers, compression);
                 let mut response = Response::new(body);
-                *response.headers_mut() = metadata;
+                *response.headers_mut() = returned.headers;
                 response.headers_mut().insert(header::CONTENT_TYPE, GRPC);
                 if let Some(encoding) = compression {
                     response.headers_mut().insert(&GRPC_ENCODING, encoding_name(encoding));
@@ -98,9 +122,10 @@ impl Unary {
                 response
             }
             Err(worker) => {
-                let mut status = status::of_worker(worker, &answer.trace);
-                status.metadata_mut().as_mut().extend(metadata);
-                refuse(status, end)
+                // An error has trailers only.
+                let mut metadata = returned.headers;
+                metadata.extend(returned.trailers);
+                refuse(status::of_worker(worker, &answer.trace, metadata), end)
             }
         }
     }
@@ -112,9 +137,10 @@ fn refusal(route: &Route, failure: &Failure) -> Status {
 }
 
 fn refuse(status: Status, mut end: CountOnDrop<'_>) -> Response<Body> {
-    end.code = status.code();
+    let code = status.code();
+    end.code = Some(code);
     let mut response = status.into_http();
-    if end.code == Code::Unimplemented {
+    if code == Code::Unimplemented {
         response.headers_mut().insert(&GRPC_ACCEPT_ENCODING, ACCEPTED);
     }
     response
@@ -182,7 +208,8 @@ fn encoding_name(encoding: CompressionEncoding) -> HeaderValue {
 
 fn log_failure(route: &Route, failure: &Failure) {
     let Failure { why, trace } = failure;
-    let expected = matches!(**why, Why::BadMessage(_)) || trace.outcome == Outcome::NotSent;
+    let expected =
+        matches!(**why, Why::BadMessage(_) | Why::Unwritable(_)) || trace.outcome == Outcome::NotSent;
     let id = trace.id.map(tracing::field::display);
     let at = trace.at;
     if expected {
@@ -199,12 +226,18 @@ struct CountOnDrop<'a> {
     /// The route's counter of successes, once there was one.
     succeeded: Option<&'a OnceLock<Counter>>,
     route: &'a Route,
-    code: Code,
+    deadline: Option<Deadline>,
+    code: Option<Code>,
 }
 
 impl CountOnDrop<'_> {
     fn look_up(&self) -> Counter {
-        let labels = CallLabels { method: Arc::clone(&self.route.path), code: code_name(self.code) };
+        let code = match (self.code, self.deadline) {
+            (Some(code), _) => code,
+            (None, Some(deadline)) if deadline.is_about_to_pass() => Code::DeadlineExceeded,
+            (None, _) => Code::Cancelled,
+        };
+        let labels = CallLabels { method: Arc::clone(&self.route.path), code: code_name(code) };
         self.metrics.calls.get_or_create_owned(&labels)
     }
 }
@@ -212,7 +245,7 @@ impl CountOnDrop<'_> {
 impl Drop for CountOnDrop<'_> {
     fn drop(&mut self) {
         match (self.code, self.succeeded) {
-            (Code::Ok, Some(succeeded)) => succeeded.get_or_init(|| self.look_up()).inc(),
+            (Some(Code::Ok), Some(succeeded)) => succeeded.get_or_init(|| self.look_up()).inc(),
             _ => self.look_up().inc(),
         };
     }

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::limits;
+pub use crate::terms::Secret;
+
 use crate::terms::Compression;
 
 /// The cluster and how to talk to it. TOML section `[kafka]`.
@@ -88,26 +90,4 @@ pub enum SaslMechanism {
     ScramSha512,
     /// RFC 7628.
     OauthBearer,
-}
-
-/// A value that never shows in logs, errors or `Debug` output.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Takes a secret in.
-    pub fn new(value: impl Into<String>) -> Self {
-        Self(value.into())
-    }
-
-    /// The value itself, for the one place that sends it.
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("[secret]")
-    }
 }

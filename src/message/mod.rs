@@ -18,6 +18,7 @@
 //! | `grpc-status-details-bin` | base64 of `google.rpc.Status` |
 
 pub mod dialect;
+pub mod format;
 mod partition;
 mod reply;
 
@@ -87,8 +88,10 @@ pub struct RequestParts<'a> {
     pub deadline: Deadline,
     /// The record's key.
     pub key: Option<Bytes>,
-    /// The message.
+    /// The message, in the route's format.
     pub value: Bytes,
+    /// Media type of the value.
+    pub content_type: &'static str,
     /// Metadata to forward: allow-listed, tracing and idempotency headers.
     pub metadata: Vec<(HeaderName, Bytes)>,
 }
@@ -100,7 +103,7 @@ impl RequestParts<'_> {
         self.dialect.rename_metadata(&mut headers);
         headers.reserve(7);
         // By name, as far as possible: rskafka sorts them, and sorts what is sorted at once.
-        headers.push((HeaderName::Borrowed(CONTENT_TYPE), Bytes::from_static(PROTOBUF.as_bytes())));
+        headers.push((HeaderName::Borrowed(CONTENT_TYPE), Bytes::from_static(self.content_type.as_bytes())));
         headers.push((HeaderName::Borrowed(GRPC_DEADLINE), decimal(self.deadline.unix_ms())));
         headers.push((HeaderName::Borrowed(GRPC_METHOD), self.method.clone()));
         self.dialect.write_request(&self.method, self.id, self.reply_to, &mut headers);

@@ -82,6 +82,30 @@ pub enum DecodeError {
         /// Offset of the first.
         first: i64,
     },
+    /// No JSON, or one that the method's type has no place for.
+    #[error("its value is no {message_type} in JSON, at {path:?}: {cause}")]
+    Json {
+        /// Full name of the type.
+        message_type: String,
+        /// Path of the offending field, `.` for the whole.
+        path: String,
+        /// Why.
+        cause: String,
+    },
+    /// 0 bytes are no JSON.
+    #[error("its value has 0 bytes, which is no JSON; an empty message is {{}}")]
+    EmptyJson,
+    /// The value lacks the framing with the schema's id.
+    #[error("its value is not framed as confluent-protobuf: {0}")]
+    NotFramed(String),
+    /// The schema that it names is of no use.
+    #[error("its schema id {id} {cause}")]
+    Schema {
+        /// The id.
+        id: i32,
+        /// Why.
+        cause: String,
+    },
     /// A message larger than a gRPC client would take.
     #[error("its value has {found} bytes; at most {max} are allowed (grpc.message_bytes_max)")]
     TooLarge {

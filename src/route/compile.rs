@@ -17,10 +17,9 @@ use super::words::{DURATION_HINT, TOPIC_HINT, check_topic, parse_duration, show_
 use super::{Entry, Idempotency, Partitioning, Route, RouteTable};
 use crate::limits;
 use crate::message::dialect::{Custom, Dialect};
-use crate::terms::{CorrelationForm, DeadLetterOn, DialectName, Format, Mode, UnknownTerm};
+use crate::message::format::{Format, Framing, JsonOptions};
+use crate::terms::{CorrelationForm, DeadLetterOn, DialectName, FormatName, JsonNames, Mode, UnknownTerm};
 
-/// Words that the options know and this version does not.
-const NOT_YET: &[&str] = &["json"];
 /// What a one-way method may return.
 const ONE_WAY_OUTPUTS: &[&str] = &["google.protobuf.Empty", "antiphon.v1.Ack"];
 
@@ -138,7 +137,8 @@ fn add_service(
         let layers = Layers(vec![overlay.map_or(&nothing, overlay_settings), outer, &own, &inner]);
         let origin = options::origin_of_method(&method, &opened.texts);
         let custom = sources.custom_dialect.as_ref();
-        let mut judge = Judge { layers, origin, method: &method, custom, mistakes };
+        let mut judge =
+            Judge { layers, origin, method: &method, custom, registry: sources.schema_registry, mistakes };
         let route = Arc::new(judge.route(table.routes.len(), Arc::clone(&path)));
         table.entries.insert(path, Entry::Route(Arc::clone(&route)));
         table.routes.push(route);
@@ -156,6 +156,7 @@ struct Judge<'a> {
     origin: Origin,
     method: &'a MethodDescriptor,
     custom: Option<&'a Arc<Custom>>,
+    registry: bool,
     mistakes: &'a mut Mistakes,
 }
 
@@ -178,7 +179,7 @@ impl<'a> Judge<'a> {
             timeout_max,
             mode: self.mode(&output),
             dialect: self.dialect(),
-            format: self.word("format", |s| &s.format).unwrap_or(Format::Protobuf),
+            format: self.format(&request_topic),
             compression: self.word("compression", |s| &s.compression),
             idempotency: idempotency(self.method),
             dead_letter_topic: self.dead_letter_topic(&request_topic, !dead_letter_on.is_empty()),
@@ -359,6 +360,33 @@ impl<'a> Judge<'a> {
         }
     }
 
+    fn format(&mut self, request_topic: &str) -> Format {
+        let name = self.word("format", |s| &s.format).unwrap_or(FormatName::Protobuf);
+        let names = self.word("json_names", |s| &s.json_names).unwrap_or(JsonNames::LowerCamel);
+        let defaults = self.layers.pick(|s| &s.json_defaults).is_some_and(|yes| yes.value);
+        let subject = self.layers.pick(|s| &s.schema_subject);
+        if let Some(written) = subject.filter(|subject| subject.value.is_empty()) {
+            self.mistakes.push(written.mistake("schema_subject: must not be empty"));
+        }
+        match name {
+            FormatName::Protobuf => Format::Protobuf,
+            FormatName::Json => {
+                Format::Json(JsonOptions { proto_names: names == JsonNames::Proto, defaults })
+            }
+            FormatName::ConfluentProtobuf => {
+                if !self.registry {
+                    let origin =
+                        self.layers.pick(|s| &s.format).map_or(&self.origin, |written| &written.origin);
+                    let mistake = origin.mistake("format: confluent-protobuf needs a schema registry");
+                    self.mistakes.push(mistake.hint("set url in the section [schema_registry]"));
+                }
+                // As Confluent's TopicNameStrategy has it.
+                let subject = subject.map_or_else(|| format!("{request_topic}-value"), |s| s.value.clone());
+                Format::ConfluentProtobuf(Arc::new(Framing::new(subject)))
+            }
+        }
+    }
+
     fn cancel_record(&mut self) -> bool {
         let Some(written) = self.layers.pick(|s| &s.cancel_record).filter(|written| written.value) else {
             return false;
@@ -429,11 +457,6 @@ fn check_duration(text: &str) -> Result<Duration, Mistake> {
 
 fn read_word<T: FromStr<Err = UnknownTerm>>(text: &str) -> Result<T, Mistake> {
     text.parse::<T>().map_err(|unknown| {
-        let expected = unknown.expected.join(", ");
-        if NOT_YET.contains(&text) {
-            return Mistake::new(format!("{text:?} is not supported yet"))
-                .hint(format!("supported: {expected}"));
-        }
         let lower = text.to_ascii_lowercase().replace('_', "-");
         let hint = did_you_mean(&lower, unknown.expected.iter().copied());
         Mistake::new(unknown.to_string()).maybe_hint(hint)

@@ -132,6 +132,9 @@ fn set(settings: &mut Settings, name: &str, value: &Value, origin: Origin) {
         "dialect" => settings.dialect = text(),
         "correlation_form" => settings.correlation_form = word(),
         "format" => settings.format = word(),
+        "json_names" => settings.json_names = word(),
+        "json_defaults" => settings.json_defaults = value.as_bool().map(|yes| Sourced::new(yes, origin)),
+        "schema_subject" => settings.schema_subject = text(),
         "compression" => settings.compression = word(),
         "partition_field" => settings.partition_field = text(),
         "dead_letter_on" => {
@@ -152,7 +155,8 @@ fn spelling_of(value: &Value, name: &str) -> Option<String> {
     let words: &[&str] = match name {
         "mode" => &["request-reply", "one-way"],
         "correlation_form" => &["text", "binary"],
-        "format" => &["protobuf", "json"],
+        "format" => &["protobuf", "json", "confluent-protobuf"],
+        "json_names" => &["lower-camel", "proto"],
         "compression" => &["none", "gzip", "snappy", "lz4", "zstd"],
         _ => &["timeout", "undecodable-reply", "rejected"],
     };

@@ -46,6 +46,12 @@ pub struct Settings {
     pub correlation_form: Option<Sourced<String>>,
     /// How the message becomes the record's value.
     pub format: Option<Sourced<String>>,
+    /// Names of the fields in JSON.
+    pub json_names: Option<Sourced<String>>,
+    /// Whether JSON has fields that have their default.
+    pub json_defaults: Option<Sourced<bool>>,
+    /// Subject of the request's schema in the schema registry.
+    pub schema_subject: Option<Sourced<String>>,
     /// Compression of the request batches.
     pub compression: Option<Sourced<String>>,
     /// Path of the field that names the partition; empty for none.
@@ -72,6 +78,9 @@ impl Settings {
         "dialect",
         "correlation_form",
         "format",
+        "json_names",
+        "json_defaults",
+        "schema_subject",
         "compression",
         "partition_field",
         "dead_letter_on",

@@ -41,6 +41,8 @@ pub struct Sources {
     pub methods: BTreeMap<String, Overlay>,
     /// Headers of the dialect `custom`.
     pub custom_dialect: Option<Arc<Custom>>,
+    /// Whether there is a schema registry to ask.
+    pub schema_registry: bool,
 }
 
 /// All descriptors, and what of them is served.

@@ -10,7 +10,8 @@ use prost_reflect::MessageDescriptor;
 use super::compile::distinct_topics;
 use super::field_path::FieldPath;
 use crate::message::dialect::{Custom, Dialect};
-use crate::terms::{Compression, DeadLetterOn, Format, Mode};
+use crate::message::format::Format;
+use crate::terms::{Compression, DeadLetterOn, Mode};
 
 /// Every method that is declared, and the routes of those that are served.
 #[derive(Clone)]

@@ -10,6 +10,7 @@ use prost_types::FileDescriptorSet;
 use super::compile::compile_within;
 use super::*;
 use crate::message::dialect::{Custom, Dialect};
+use crate::message::format::Format;
 use crate::terms::{Compression, CorrelationForm, DeadLetterOn, Mode, PartitionForm};
 
 mod wrong;
@@ -121,6 +122,33 @@ fn every_option_is_read() {
     );
     let n = &route(&table, "/t.S/N").partitioning;
     assert!(matches!(n, Partitioning::ByField(path) if path.as_str() == "n"), "{n:?}");
+}
+
+#[test]
+fn a_format_is_a_methods_own() {
+    let service = r#"service S {
+        option (antiphon.v1.kafka_defaults) = { format: JSON json_names: PROTO };
+        rpc Default(A) returns (B);
+        rpc Own(A) returns (B) { option (antiphon.v1.kafka) = { json_names: LOWER_CAMEL json_defaults: true }; }
+        rpc Plain(A) returns (B) { option (antiphon.v1.kafka) = { format: PROTOBUF }; }
+        rpc Framed(A) returns (B) { option (antiphon.v1.kafka) = { format: CONFLUENT_PROTOBUF request_topic: "q" }; }
+        rpc Subject(A) returns (B) { option (antiphon.v1.kafka) = { format: CONFLUENT_PROTOBUF schema_subject: "s" }; } }"#;
+    let files = Files::new(&[("t.proto", &format!("{HEAD}{service}"))]);
+    let table = compile(&Sources { schema_registry: true, ..files.protos(&["t.proto"]) }).unwrap();
+    let formats: Vec<&Format> = table.routes().iter().map(|route| &route.format).collect();
+    let [
+        Format::Json(default),
+        Format::Json(own),
+        Format::Protobuf,
+        Format::ConfluentProtobuf(framed),
+        Format::ConfluentProtobuf(subject),
+    ] = formats[..]
+    else {
+        panic!("{formats:?}");
+    };
+    assert_eq!((default.proto_names, default.defaults), (true, false));
+    assert_eq!((own.proto_names, own.defaults), (false, true));
+    assert_eq!((framed.subject.as_str(), subject.subject.as_str()), ("q-value", "s"));
 }
 
 /// Options of the service and of a method, and TOML over both.

@@ -144,12 +144,15 @@ class Kafka:
 class Process:
     """A child whose output goes to files in the test's folder."""
 
-    def __init__(self, folder, name, command):
+    def __init__(self, folder, name, command, cwd=None, environment=None):
         self.name = name
         self.stdout, self.stderr = folder / f"{name}.out", folder / f"{name}.err"
         self.started_at = time.monotonic()
+        environment = {**os.environ, **(environment or {})}
         with self.stdout.open("wb") as out, self.stderr.open("wb") as err:
-            self.child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+            self.child = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=cwd, env=environment
+            )
 
     def alive(self):
         return self.child.poll() is None
@@ -199,19 +202,20 @@ class Worker(Process):
 class Gateway(Process):
     """`antiphon serve`. Only this class knows its flags and configuration."""
 
-    def __init__(self, folder, binary, bootstrap, start_timeout="20s"):
-        config = folder / "antiphon.toml"
+    def __init__(self, folder, binary, bootstrap, start_timeout="20s", name="gateway", grpc="", routes=""):
+        """`grpc` are more lines of [grpc], `routes` are sections of services."""
+        config = folder / f"{name}.toml"
         servers = ", ".join(json.dumps(server) for server in bootstrap.split(","))
         config.write_text(
             f"[kafka]\nbootstrap_servers = [{servers}]\n\n"
-            '[grpc]\nlisten = "127.0.0.1:0"\n\n'
+            f'[grpc]\nlisten = "127.0.0.1:0"\n{grpc}\n'
             '[admin]\nlisten = "127.0.0.1:0"\n\n'
-            f'[reply]\nstart_timeout = "{start_timeout}"\n'
+            f'[reply]\nstart_timeout = "{start_timeout}"\n\n{routes}'
         )
         command = [str(binary), "serve", "--config", str(config), "--proto-path", str(PROTO_DIR)]
         for proto in PROTOS:
             command += ["--proto", str(PROTO_DIR / proto)]
-        super().__init__(folder, "gateway", command)
+        super().__init__(folder, name, command)
         self.grpc = self.admin = self.reply_topic = None
 
     def wait_ready(self):

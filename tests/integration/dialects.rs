@@ -58,7 +58,8 @@ fn gateway() -> TestGatewayBuilder {
     };
     TestGateway::build().proto(PROTO).topic(TOPIC, 3).custom_dialect(custom).config(|config| {
         config.shards = 2;
-        config.grpc.metadata_forward = vec!["x-tenant".to_owned()];
+        config.grpc.metadata_forward = vec!["x-tenant".to_owned(), "x-token-bin".to_owned()];
+        config.grpc.trailers_return = vec!["x-took".to_owned(), "x-token-bin".to_owned()];
         config.grpc.metadata_return = vec!["x-cost".to_owned()];
     })
 }
@@ -450,5 +451,63 @@ async fn dead_letters_of_every_dialect_can_be_replayed() {
         }
     }
     tokio::time::timeout(Duration::from_secs(10), gateway.settled()).await.unwrap();
+    gateway.stop().await;
+}
+
+/// Allow-lists, binary metadata, and repeated keys, in every dialect.
+#[tokio::test]
+async fn metadata_travels_both_ways() {
+    let gateway = gateway().start().await;
+    let sent = [
+        ("x-tenant", "acme"),
+        ("x-tenant", "emca"),
+        // Bytes ff, without padding, and 00 01.
+        ("x-token-bin", "/w"),
+        ("x-token-bin", "AAE="),
+        ("authorization", "Bearer secret"),
+        ("x-other", "1"),
+    ];
+    const BACK: Headers =
+        &[("x-cost", b"7"), ("x-took", b"1,2"), ("x-token-bin", b"/w==,AAE"), ("antiphon-outcome", b"lies")];
+    const ZILLA_BACK: Headers = &[
+        ("meta:x-cost", b"7"),
+        ("meta:x-took", b"1,2"),
+        ("meta:x-token-bin", b"/w==,AAE"),
+        ("x-other", b"1"),
+    ];
+    for dialect in [SPRING, NESTJS, SMALLRYE, FASTSTREAM, CUSTOM, ZILLA] {
+        let (zilla, address) = (dialect.path == ZILLA.path, gateway.gateway().grpc_address());
+        let worker = async {
+            let request = dialect.request(&gateway).await.remove(0).1;
+            dialect.reply(&gateway, &request, Some(HO), if zilla { &[] } else { BACK }).await;
+            if zilla {
+                dialect.reply(&gateway, &request, None, ZILLA_BACK).await;
+            }
+            request
+        };
+        let (answer, request) =
+            tokio::join!(post(address, dialect.path, &sent, crate::raw::framed(HI)), worker);
+        let (tenant, token) =
+            if zilla { ("meta:x-tenant", "meta:x-token-bin") } else { ("x-tenant", "x-token-bin") };
+        assert_eq!(text(&request, tenant).as_deref(), Some("acme,emca"), "{}", dialect.path);
+        assert_eq!(text(&request, token).as_deref(), Some("/w==,AAE="), "{}", dialect.path);
+        let names = request.headers.iter().map(|(name, _)| &**name);
+        assert!(names.into_iter().all(|name| !name.contains("authorization") && !name.contains("x-other")));
+
+        assert_eq!(answer.code(), Code::Ok, "{}", dialect.path);
+        assert_eq!(answer.headers["x-cost"], "7");
+        assert_eq!(answer.trailers["x-took"], "1,2");
+        let tokens: Vec<_> = answer.trailers.get_all("x-token-bin").iter().collect();
+        assert_eq!(tokens, ["/w", "AAE"]);
+        assert_eq!(answer.trailers["antiphon-outcome"], "sent");
+        assert!(!answer.trailers.contains_key("x-cost") && !answer.headers.contains_key("x-took"));
+    }
+    let address = gateway.gateway().grpc_address();
+    let refused = post(address, SPRING.path, &[("x-token-bin", "*")], crate::raw::framed(HI)).await.status();
+    assert_eq!(
+        (refused.code(), refused.message()),
+        (Code::InvalidArgument, "metadata x-token-bin is not base64")
+    );
+    gateway.settled().await;
     gateway.stop().await;
 }

@@ -223,12 +223,14 @@ impl TestGatewayBuilder {
         let plain = route::compile(&Sources {
             protos: self.protos.clone(),
             custom_dialect: self.custom_dialect.clone(),
+            schema_registry: self.config.schema_registry.is_some(),
             ..Sources::default()
         })
         .unwrap();
         let mut sources = Sources {
             protos: self.protos.clone(),
             custom_dialect: self.custom_dialect.clone(),
+            schema_registry: self.config.schema_registry.is_some(),
             ..Sources::default()
         };
         for (name, settings) in &self.methods {

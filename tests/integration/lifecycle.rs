@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use antiphon::app::StartError;
 use antiphon::exchange::Phase;
+use antiphon::metrics::CallLabels;
 use antiphon::worker::samples::{Samples, echo};
 use bytes::Bytes;
 use tokio::net::TcpListener;
@@ -17,7 +18,8 @@ use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
-use crate::harness::{ECHO, PATIENCE, TestGateway, unary};
+use crate::harness::{ECHO, PATIENCE, PAY, TestGateway, unary};
+use crate::raw::{framed, post};
 
 async fn health(gateway: &TestGateway, service: &str) -> ServingStatus {
     let mut client = HealthClient::new(gateway.channel.clone());
@@ -175,4 +177,26 @@ async fn compression_works_in_both_directions() {
         }
         gateway.stop().await;
     }
+}
+
+#[tokio::test]
+async fn a_caller_that_goes_away_is_counted_by_its_reason() {
+    let gateway = TestGateway::build().topic("payment_request", 2).start().await;
+    let address = gateway.gateway().grpc_address();
+    let counted = |code| {
+        let calls = &gateway.gateway().instance().metrics.calls;
+        calls.get(&CallLabels { method: PAY.into(), code }).map_or(0, |counter| counter.get())
+    };
+    let call = |timeout: &'static str| async move {
+        let headers = [("grpc-timeout", timeout)];
+        post(address, PAY, &headers, framed(b"\x0a\x03o-1\x10\x01")).await
+    };
+    // Its own deadline, a moment before ours (or, on a busy machine, after it).
+    let _ = tokio::time::timeout(Duration::from_millis(480), call("500m")).await;
+    gateway.until("it is counted", || counted("DEADLINE_EXCEEDED") == 1).await;
+    // A change of mind.
+    assert!(tokio::time::timeout(Duration::from_millis(100), call("30S")).await.is_err());
+    gateway.until("it is counted", || counted("CANCELLED") == 1).await;
+    assert_eq!(counted("DEADLINE_EXCEEDED"), 1);
+    gateway.stop().await;
 }

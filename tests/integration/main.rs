@@ -8,6 +8,7 @@ mod circuit;
 mod dead_letters;
 mod dialects;
 mod dlq;
+mod formats;
 mod harness;
 mod idempotency;
 mod kit;
@@ -18,3 +19,6 @@ mod outcomes;
 mod poison;
 mod raw;
 mod records;
+#[cfg(feature = "registry-tests")]
+mod registry;
+mod web;

@@ -79,7 +79,7 @@ fn end(call: &CallEntry) -> Option<&'static str> {
             (Why::NotReady, _) => "not ready",
             (Why::Draining, _) => "draining",
             (Why::Overloaded { .. }, _) => "overloaded",
-            (Why::BadMessage(_), _) => "bad message",
+            (Why::BadMessage(_) | Why::Unwritable(_), _) => "bad message",
             (Why::NoSuchPartition { .. }, _) => "no such partition",
             (Why::NoSuchTopic(_), _) => "no such topic",
             (Why::NotSent(_), _) => "not sent in time",

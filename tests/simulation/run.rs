@@ -187,6 +187,7 @@ impl Stage {
             lane_queue_max: self.lane_queue_max,
             reply: ReplyConfig::default(),
             custom_dialect: None,
+            schemas: None,
         };
         let opened = self.instance.directory.refresh(&self.cluster).await;
         let created = self.cluster.create_topic(REPLIES, self.shards as i32, -1).await;

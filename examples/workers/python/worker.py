@@ -43,6 +43,7 @@ TOPICS = ["payment_request", "delivery_radius_request", "echo.v1.EchoService"]
 BATCH_RECORDS_MAX = 500
 POLL_SECONDS = 0.25
 FLUSH_SECONDS_MAX = 40
+REPLY_BYTES_MAX = 4 * 1024 * 1024
 SLOW_SECONDS = 3
 ANSWERS_KEPT_MAX = 100_000
 
@@ -106,8 +107,13 @@ class Services:
         }
 
     def pay(self, request):
+        if request.order_id.startswith("null-"):
+            return None
+        if request.order_id.startswith("empty-"):
+            return self.payments.PayReply()
         state = self._decide(request, self.payments.PAYMENT_STATE_APPROVED)
-        payment_id = f"pay-{request.order_id}-{request.amount_minor}"
+        echoed = request.order_id.startswith("echo-")
+        payment_id = request.currency if echoed else f"pay-{request.order_id}-{request.amount_minor}"
         return self.payments.PayReply(order_id=request.order_id, payment_id=payment_id, state=state)
 
     def refund(self, request):
@@ -172,7 +178,7 @@ class Answers:
             return None
         digest, value, errors = kept
         if digest != hashlib.sha256(payload).digest():
-            return None, error_headers(INVALID_ARGUMENT, "this idempotency-key was sent with another message before")
+            return b"", error_headers(INVALID_ARGUMENT, "this idempotency-key was sent with another message before")
         return value, errors
 
     def keep(self, method, key, payload, value, errors):
@@ -225,7 +231,7 @@ class Handler:
         return True
 
     def _answer(self, method, payload):
-        """The request, the reply's value (None on an error) and error headers."""
+        """The request, the reply's value (empty on an error) and error headers."""
         request = None
         try:
             if method not in self.services.methods:
@@ -234,17 +240,19 @@ class Handler:
             request = request_type.FromString(payload)
             if self.work_seconds:
                 time.sleep(self.work_seconds)
-            return request, serve(request).SerializeToString(), []
+            reply = serve(request)
+            # An empty message is a value of 0 bytes; null is a tombstone.
+            return request, None if reply is None else reply.SerializeToString(), []
         except Refused as refused:
             self.errors += 1
-            return request, None, error_headers(refused.code, refused.message, refused.details)
+            return request, b"", error_headers(refused.code, refused.message, refused.details)
         except DecodeError as error:
             self.errors += 1
-            return request, None, error_headers(INVALID_ARGUMENT, f"the request does not decode: {error}")
+            return request, b"", error_headers(INVALID_ARGUMENT, f"the request does not decode: {error}")
         except Exception as error:  # A caller gets an answer whatever breaks.
             self.errors += 1
             log.exception("%s failed", method)
-            return request, None, error_headers(INTERNAL, f"{type(error).__name__}: {error}")
+            return request, b"", error_headers(INTERNAL, f"{type(error).__name__}: {error}")
 
     def _note(self, record, headers, method, request, errors, repeat):
         if self.journal is None:
@@ -274,10 +282,12 @@ class Handler:
         partition = headers.get("kafka_replyPartition", b"")
         if len(partition) == 4:
             place["partition"] = int.from_bytes(partition, "big", signed=True)
-        reply_headers = [("kafka_correlationId", correlation_id), *errors]
-        # An error has an empty value, not a null one: null is a tombstone.
+        # What the caller's infrastructure sent along goes back; the gateway's
+        # allow-list decides.
+        along = [(name, value) for name, value in headers.items() if name.startswith("x-")]
+        reply_headers = [("kafka_correlationId", correlation_id), *along, *errors]
         arguments = dict(
-            value=value or b"", key=record.key(), headers=reply_headers, on_delivery=self._delivered, **place
+            value=value, key=record.key(), headers=reply_headers, on_delivery=self._delivered, **place
         )
         while True:
             try:
@@ -324,6 +334,8 @@ def clients(arguments):
         **common,
         "enable.idempotence": True,
         "linger.ms": 1,
+        # As large as the reply topic takes; librdkafka's default is 1 MB.
+        "message.max.bytes": REPLY_BYTES_MAX,
         "delivery.timeout.ms": 30_000,
         # A reply topic that is gone belonged to a gateway that is gone.
         "topic.metadata.propagation.max.ms": 2_000,

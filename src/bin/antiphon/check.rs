@@ -61,7 +61,7 @@ fn row(route: &Route) -> [String; 9] {
         format!("{}({})", show_duration(route.timeout), show_duration(route.timeout_max)),
         route.mode.to_string(),
         route.dialect.name().to_string(),
-        route.format.to_string(),
+        route.format.name().to_string(),
         route.idempotency.as_str().to_owned(),
     ]
 }

@@ -87,8 +87,11 @@ pub(crate) async fn until_stopped(gateway: Gateway, mut stop: Stop) -> ExitCode 
 pub(crate) fn could_not_start(error: &StartError) -> ExitCode {
     eprintln!("antiphon: {error}");
     let exit = match error {
-        StartError::Bind { .. } | StartError::Kafka { .. } | StartError::NotReady { .. } => exit::UNAVAILABLE,
-        StartError::Settings(_) | StartError::Reflection(_) => exit::CONFIG,
+        StartError::Bind { .. }
+        | StartError::Kafka { .. }
+        | StartError::Registry(_)
+        | StartError::NotReady { .. } => exit::UNAVAILABLE,
+        StartError::Settings(_) | StartError::RegistrySettings(_) | StartError::Reflection(_) => exit::CONFIG,
         StartError::Thread(_) | StartError::Random(_) => exit::OS,
     };
     exit.into()

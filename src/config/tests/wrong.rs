@@ -15,6 +15,12 @@ x = 1",
   hint: did you mean "kafka"?"#,
     ),
     (
+        r#"[grpc]
+metadata_return = ["x-a", "x-b"]
+trailers_return = ["x-b"]"#,
+        r#"a.toml:3:19: grpc.trailers_return: "x-b" is in metadata_return, too"#,
+    ),
+    (
         "[custom_dialect]
 reply_partition_form = \"decimal\"",
         "a.toml:1:2: custom_dialect: correlation_id is missing
@@ -33,6 +39,32 @@ correlation_form = "bytes""#,
 a.toml:3:15: custom_dialect.reply_topic: "grpc-method" is one of Antiphon's own headers
 a.toml:5:14: custom_dialect.error_code: "x" is the name of another header
 a.toml:6:20: custom_dialect.correlation_form: unknown value "bytes"; expected one of: text, binary"#,
+    ),
+    (
+        r#"[schema_registry]
+password = "hunter2"
+timeout = "0s""#,
+        "a.toml:1:2: schema_registry: url is missing
+a.toml:1:2: schema_registry: username is missing
+a.toml:3:11: schema_registry.timeout: must be more than zero",
+    ),
+    (
+        r#"[schema_registry]
+url = "http://me:hunter2@registry:8081"
+username = "a:b"
+ca_file = "/no/such/ca.pem""#,
+        r#"a.toml:2:7: schema_registry.url: is not the URL of a registry
+  hint: user and password belong into username and password
+a.toml:3:12: schema_registry.username: must not be empty, nor have a colon
+a.toml:4:11: schema_registry.ca_file: there is no file "/no/such/ca.pem""#,
+    ),
+    (
+        r#"[schema_registry]
+url = "registry:8081"
+username = "me""#,
+        "a.toml:1:2: schema_registry: password or password_file is missing
+a.toml:2:7: schema_registry.url: is not the URL of a registry
+  hint: http://HOST:PORT, or https, and the path to Confluent's API",
     ),
     (
         "[grpc]
@@ -363,6 +395,12 @@ metadata_forward = ["grpc-timeout"]"#,
 metadata_return = ["x tenant"]"#,
         r#"a.toml:2:20: grpc.metadata_return: "x tenant" can't name metadata
   hint: a metadata name is made of a-z, 0-9, '_', '-' and '.'"#,
+    ),
+    (
+        r#"[grpc]
+web_origins = ["https://app.example.com/"]"#,
+        r#"a.toml:2:16: grpc.web_origins: "https://app.example.com/" is no web origin
+  hint: an origin is https://HOST or http://HOST, with :PORT where needed, in lower case, without a path; or *"#,
     ),
     (
         "[grpc]

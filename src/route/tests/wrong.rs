@@ -90,9 +90,14 @@ pub(super) const OPTIONS: &[(&str, &str)] = &[
   hint: did you mean "spring"?"#,
     ),
     (
-        "format: JSON",
-        r#"t.proto:5:7: format: "json" is not supported yet
-  hint: supported: protobuf"#,
+        "format: CONFLUENT_PROTOBUF",
+        "t.proto:5:7: format: confluent-protobuf needs a schema registry
+  hint: set url in the section [schema_registry]",
+    ),
+    (r#"format: JSON schema_subject: """#, "t.proto:5:20: schema_subject: must not be empty"),
+    (
+        "format: 9",
+        r#"t.proto:5:7: format: unknown value "9"; expected one of: protobuf, json, confluent-protobuf"#,
     ),
     (
         r#"dead_letter_topic: "x/y""#,

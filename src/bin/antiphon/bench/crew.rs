@@ -70,6 +70,8 @@ pub(super) struct Tally {
     pub(super) latency: Histogram<u64>,
     /// Nanoseconds from when it was sent.
     pub(super) service: Histogram<u64>,
+    /// The same of those calls alone that did not succeed.
+    pub(super) failure: Histogram<u64>,
     /// How many ended how.
     pub(super) outcomes: BTreeMap<Outcome, u64>,
     /// A message for each outcome that has one.
@@ -86,6 +88,7 @@ impl Tally {
         Self {
             latency: histogram(),
             service: histogram(),
+            failure: histogram(),
             outcomes: BTreeMap::new(),
             messages: BTreeMap::new(),
             unsent: 0,
@@ -98,6 +101,9 @@ impl Tally {
     pub(super) fn record(&mut self, latency: u64, service: u64, outcome: Outcome, message: Vec<u8>) {
         self.latency.saturating_record(latency);
         self.service.saturating_record(service);
+        if outcome != Outcome::OK {
+            self.failure.saturating_record(service);
+        }
         *self.outcomes.entry(outcome).or_default() += 1;
         if !message.is_empty() {
             self.messages.entry(outcome).or_insert(message);
@@ -107,6 +113,7 @@ impl Tally {
     pub(super) fn merge(&mut self, other: Self) {
         self.latency += other.latency;
         self.service += other.service;
+        self.failure += other.failure;
         for (outcome, calls) in other.outcomes {
             *self.outcomes.entry(outcome).or_default() += calls;
         }

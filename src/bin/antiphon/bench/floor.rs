@@ -14,7 +14,7 @@ use antiphon::correlation::{CorrelationId, Minter};
 use antiphon::deadline::Deadline;
 use antiphon::limits;
 use antiphon::message::dialect::{Dialect, Kind, classify};
-use antiphon::message::{ReplyAddress, RequestParts};
+use antiphon::message::{PROTOBUF, ReplyAddress, RequestParts};
 use antiphon::supervisor::{Supervisor, Task};
 use antiphon::terms::{Compression, CorrelationForm};
 use antiphon::transport::{Cluster, PartitionReader, PartitionWriter, Record};
@@ -231,6 +231,7 @@ impl Floor {
         self.slots[slot] = Slot { id: Some(id), sent: self.now() };
         let parts = RequestParts {
             dialect: &Dialect::Spring(CorrelationForm::Text),
+            content_type: PROTOBUF,
             method: Bytes::from_static(METHOD.as_bytes()),
             id,
             reply_to: Some(&self.reply_to),

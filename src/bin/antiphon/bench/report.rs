@@ -173,6 +173,9 @@ fn run_document(run: &Run) -> Value {
         "client": usage(run.client, run),
         "interrupted": run.interrupted,
     });
+    if !run.tally.failure.is_empty() {
+        document["failures_from_sending_us"] = times(&run.tally.failure);
+    }
     if let Pace::Rate(..) = run.pace {
         document["latency_from_sending_us"] = times(&run.tally.service);
     }

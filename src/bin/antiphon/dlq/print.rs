@@ -139,7 +139,10 @@ pub(super) fn decode(
 ) -> Option<(String, Result<Value, String>)> {
     let Lookup::Route(route) = routes?.lookup(method) else { return None };
     let kind: &MessageDescriptor = if is_reply { &route.output } else { &route.input };
-    let decoded = DynamicMessage::decode(kind.clone(), value.clone()).map_err(|error| error.to_string());
+    // JSON and framed values, too, through the form that gRPC has.
+    let message = route.format.decode(kind, value.clone()).map_err(|error| error.to_string());
+    let decoded = message
+        .and_then(|message| DynamicMessage::decode(kind.clone(), message).map_err(|error| error.to_string()));
     let json = decoded.and_then(|message| serde_json::to_value(&message).map_err(|error| error.to_string()));
     Some((kind.full_name().to_owned(), json))
 }
