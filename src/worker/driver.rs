@@ -121,8 +121,14 @@ pub struct Destination {
 
 /// Why a record could not be written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct OutboxError(pub String);
+pub enum OutboxError {
+    /// Larger than the broker or the client takes; it is not in the log.
+    #[error("too large: {0}")]
+    TooLarge(String),
+    /// Anything else. It may be in the log.
+    #[error("{0}")]
+    Failed(String),
+}
 
 /// Writes replies and dead letters, in batches.
 #[async_trait]

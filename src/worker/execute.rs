@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::answers::{Found, KeptAnswer, RequestId, StoreError};
 use super::context::Context;
-use super::driver::{Destination, Outbox};
+use super::driver::{Destination, Outbox, OutboxError};
 use super::error::{Code, Kind, WorkerError};
 use super::kit::{Attempt, Kit, Serve};
 use super::metrics::{DeadLetterLabels, HandledLabels};
@@ -214,13 +214,9 @@ impl Shared {
     }
 
     async fn reply(&self, call: &Context, answer: KeptAnswer, release: impl FnOnce() + Send) {
-        let Some((destination, id)) = call.reply_to() else { return release() };
-        let mut headers =
-            vec![id, (HeaderName::Borrowed(CONTENT_TYPE), Bytes::from_static(PROTOBUF.as_bytes()))];
-        headers.extend(answer.headers);
-        let record = Record { key: call.record().key.clone(), value: Some(answer.value), headers };
+        let Some((destination, _)) = call.reply_to() else { return release() };
         let topic = Arc::clone(&destination.topic);
-        let mut sending = std::pin::pin!(self.outbox.send(destination, record));
+        let mut sending = std::pin::pin!(self.send(call, destination, answer));
         // Polled once, it has its place before what the next one of its key replies.
         let at_once = tokio::select! {
             biased;
@@ -239,6 +235,21 @@ impl Shared {
             tracing::error!(%place, offset = call.record().offset, reply_topic = %topic, %error, "reply lost");
         }
     }
+
+    /// Writes the reply; should it be too large, an error that says so.
+    async fn send(&self, call: &Context, to: Destination, answer: KeptAnswer) -> Result<(), OutboxError> {
+        let sent = self.outbox.send(to.clone(), reply_record(call, answer)).await;
+        let Err(too_large @ OutboxError::TooLarge(_)) = sent else { return sent };
+        let error = WorkerError::rejected(Code::ResourceExhausted, format!("the reply is {too_large}"));
+        self.outbox.send(to, reply_record(call, error_answer(&error).0)).await
+    }
+}
+
+fn reply_record(call: &Context, answer: KeptAnswer) -> Record {
+    let mut headers = vec![(HeaderName::Borrowed(CONTENT_TYPE), Bytes::from_static(PROTOBUF.as_bytes()))];
+    headers.extend(call.reply_to().map(|(_, id)| id));
+    headers.extend(answer.headers);
+    Record { key: call.record().key.clone(), value: Some(answer.value), headers }
 }
 
 /// A store that panics is one that can't be asked.

@@ -24,6 +24,8 @@ const QUEUE_MAX: usize = 1_000;
 /// Partitions whose writer is kept; beyond it all are closed.
 const WRITERS_MAX: usize = 256;
 
+/// A topic and its partition.
+type Place = (Arc<str>, i32);
 type Sent = Result<(), OutboxError>;
 
 struct Parcel {
@@ -36,7 +38,7 @@ struct Parcel {
 pub(super) struct TransportOutbox {
     cluster: Arc<dyn Cluster>,
     supervisor: Supervisor,
-    writers: Mutex<HashMap<(Arc<str>, i32), mpsc::Sender<Parcel>>>,
+    writers: Mutex<HashMap<Place, mpsc::Sender<Parcel>>>,
     /// Partitions of topics that were written to without naming one.
     counts: Mutex<HashMap<Arc<str>, i32>>,
 }
@@ -71,9 +73,10 @@ impl TransportOutbox {
         if let Some(count) = known {
             return Ok(count);
         }
-        let topics = self.cluster.topics().await.map_err(|error| OutboxError(error.to_string()))?;
+        let topics = self.cluster.topics().await.map_err(|error| OutboxError::Failed(error.to_string()))?;
         let found = topics.into_iter().find(|found| *found.name == **topic);
-        let count = found.ok_or_else(|| OutboxError(format!("topic {topic} does not exist")))?.partitions;
+        let count =
+            found.ok_or_else(|| OutboxError::Failed(format!("topic {topic} does not exist")))?.partitions;
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         if counts.len() >= WRITERS_MAX {
             counts.clear();
@@ -93,12 +96,12 @@ impl Outbox for TransportOutbox {
         };
         let (sent, acknowledged) = oneshot::channel();
         let until = Instant::now() + SEND_LIMIT;
-        let closed = |_| OutboxError("the writer has ended".to_owned());
+        let closed = |_| OutboxError::Failed("the writer has ended".to_owned());
         let parcel = Parcel { record, until, sent };
         tokio::time::timeout_at(until, self.writer(to.topic, partition).send(parcel))
             .await
-            .map_err(|_| OutboxError("the queue of its writer stayed full".to_owned()))?
-            .map_err(|_| OutboxError("the writer has ended".to_owned()))?;
+            .map_err(|_| OutboxError::Failed("the queue of its writer stayed full".to_owned()))?
+            .map_err(|_| OutboxError::Failed("the writer has ended".to_owned()))?;
         acknowledged.await.map_err(closed)?
     }
 }
@@ -134,8 +137,13 @@ impl Writing {
                 records.push(next.record);
                 waiting.push(next.sent);
             }
-            let sent = self.write(&records, until).await;
-            for waiting in waiting {
+            let mut sent = self.write(&records, until).await;
+            // The others are not to blame for one that is too large.
+            let apart = records.len() > 1 && matches!(sent, Err(OutboxError::TooLarge(_)));
+            for (record, waiting) in records.iter().zip(waiting) {
+                if apart {
+                    sent = self.write(std::slice::from_ref(record), until).await;
+                }
                 // Whoever waited may have been cut off.
                 let _ = waiting.send(sent.clone());
             }
@@ -146,20 +154,22 @@ impl Writing {
     async fn write(&mut self, records: &[Record], until: Instant) -> Sent {
         let mut backoff = Backoff::default();
         loop {
-            let text = match self.try_write(records).await {
+            let error = match self.try_write(records).await {
                 Ok(()) | Err(Failure::Produce(ProduceError::Throttled { .. })) => return Ok(()),
-                Err(Failure::Produce(error @ (ProduceError::TooLarge | ProduceError::Refused(_)))) => {
-                    return Err(OutboxError(error.to_string()));
-                }
-                Err(Failure::Produce(error)) => error.to_string(),
-                Err(Failure::Connect(text)) => text,
+                Err(Failure::Produce(error)) => error,
+                Err(Failure::Connect(text)) => ProduceError::NotSent(text),
             };
             self.writer = None;
+            match error {
+                ProduceError::TooLarge => return Err(OutboxError::TooLarge(error.to_string())),
+                ProduceError::Refused(_) => return Err(OutboxError::Failed(error.to_string())),
+                _ => {}
+            }
             let pause = backoff.next_pause();
             if Instant::now() + pause >= until {
-                return Err(OutboxError(text));
+                return Err(OutboxError::Failed(error.to_string()));
             }
-            tracing::warn!(topic = %self.topic, partition = self.partition, error = text, "not written yet");
+            tracing::warn!(topic = %self.topic, partition = self.partition, %error, "not written yet");
             tokio::time::sleep(pause).await;
         }
     }

@@ -19,9 +19,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ::rdkafka::client::ClientContext;
-use ::rdkafka::config::ClientConfig;
+use ::rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use ::rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
-use ::rdkafka::error::{KafkaError, KafkaResult};
+use ::rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use ::rdkafka::message::{BorrowedMessage, Header, Headers, Message, OwnedHeaders};
 use ::rdkafka::producer::{FutureProducer, FutureRecord};
 use ::rdkafka::topic_partition_list::{Offset, TopicPartitionList};
@@ -109,7 +109,7 @@ impl Config {
         Ok(consumer)
     }
 
-    fn producer(&self) -> KafkaResult<FutureProducer> {
+    fn producer(&self) -> KafkaResult<FutureProducer<Logs>> {
         let own = [
             ("enable.idempotence", "true"),
             ("linger.ms", "0"),
@@ -119,7 +119,7 @@ impl Config {
             // A reply topic that is gone belonged to a gateway that is gone.
             ("topic.metadata.propagation.max.ms", "2000"),
         ];
-        self.client(&own, &self.producer).create()
+        self.client(&own, &self.producer).create_with_context(Logs)
     }
 }
 
@@ -405,7 +405,37 @@ struct Group {
     revoke_limit: Duration,
 }
 
-impl ClientContext for Group {}
+impl ClientContext for Group {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        log(level, facility, text);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::warn!(%error, reason, "librdkafka");
+    }
+}
+
+/// The producer's.
+struct Logs;
+
+impl ClientContext for Logs {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        log(level, facility, text);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::warn!(%error, reason, "librdkafka");
+    }
+}
+
+fn log(level: RDKafkaLogLevel, facility: &str, text: &str) {
+    match level {
+        RDKafkaLogLevel::Debug => tracing::debug!(facility, text, "librdkafka"),
+        RDKafkaLogLevel::Info | RDKafkaLogLevel::Notice => tracing::info!(facility, text, "librdkafka"),
+        RDKafkaLogLevel::Warning => tracing::warn!(facility, text, "librdkafka"),
+        _ => tracing::error!(facility, text, "librdkafka"),
+    }
+}
 
 impl ConsumerContext for Group {
     fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
@@ -450,7 +480,7 @@ fn places(list: &TopicPartitionList) -> Vec<PartitionId> {
 }
 
 struct ProducerOutbox {
-    producer: FutureProducer,
+    producer: FutureProducer<Logs>,
 }
 
 #[async_trait]
@@ -470,6 +500,9 @@ impl Outbox for ProducerOutbox {
         };
         // librdkafka's delivery.timeout.ms ends it.
         let sent = self.producer.send(record, QUEUE_WAIT).await;
-        sent.map(drop).map_err(|(error, _)| OutboxError(error.to_string()))
+        sent.map(drop).map_err(|(error, _)| match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::MessageSizeTooLarge) => OutboxError::TooLarge(error.to_string()),
+            _ => OutboxError::Failed(error.to_string()),
+        })
     }
 }

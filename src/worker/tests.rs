@@ -37,9 +37,12 @@ struct Acks(Arc<Told>, Arc<Semaphore>);
 #[async_trait]
 impl Outbox for Acks {
     async fn send(&self, to: Destination, record: Record) -> Result<(), OutboxError> {
+        if record.size() > 100_000 {
+            return Err(OutboxError::TooLarge("1 MB at most".to_owned()));
+        }
         self.0.sent.lock().unwrap().push((to, record));
         self.0.changed.send_modify(|count| *count += 1);
-        self.1.acquire().await.map_err(|_| OutboxError("no acknowledgement".to_owned()))?.forget();
+        self.1.acquire().await.map_err(|_| OutboxError::Failed("no acknowledgement".to_owned()))?.forget();
         Ok(())
     }
 }
@@ -270,6 +273,9 @@ async fn a_panic_and_a_handler_without_end_are_answered_and_harm_nobody() {
             assert!(&request.payload[..] != b"early", "at once");
             async move {
                 assert!(&request.payload[..] != b"panic", "the handler broke on order {:?}", 7);
+                if &request.payload[..] == b"large" {
+                    return Ok(EchoReply { payload: Bytes::from(vec![0; 200_000]) });
+                }
                 if &request.payload[..] == b"stuck" {
                     std::future::pending::<()>().await;
                 }
@@ -282,7 +288,8 @@ async fn a_panic_and_a_handler_without_end_are_answered_and_harm_nobody() {
     }
     bench.send_value("a", Some(Bytes::from_static(b"\xff")), &[]);
     bench.send("a", "x", &[("grpc-method", "/no.Such/Method".to_owned())]);
-    let replies = bench.replies(6).await;
+    bench.send("a", "large", &[]);
+    let replies = bench.replies(7).await;
     let seen = |call: &str| (text(&replies[call], "grpc-status"), text(&replies[call], "grpc-message"));
     assert_eq!(
         seen("call-0"),
@@ -293,10 +300,11 @@ async fn a_panic_and_a_handler_without_end_are_answered_and_harm_nobody() {
     assert_eq!(seen("call-3").0, None);
     assert_eq!(seen("call-4").0.as_deref(), Some("3"), "undecodable");
     assert_eq!(seen("call-5").0.as_deref(), Some("12"));
+    assert_eq!(seen("call-6"), (Some("8".into()), Some("the reply is too large: 1 MB at most".into())));
     assert_eq!(bench.metrics.panics.get(), 2);
     assert_eq!(bench.metrics.handled_with(ECHO, "INTERNAL"), 3);
     assert_eq!(bench.metrics.handled_with("unknown", "UNIMPLEMENTED"), 1);
-    assert_eq!(bench.finish().await, (Ended { cut: 0 }, Some(6)));
+    assert_eq!(bench.finish().await, (Ended { cut: 0 }, Some(7)));
 }
 
 #[tokio::test(start_paused = true)]

@@ -114,7 +114,7 @@ async fn a_typed_handler_answers_calls_with_replies_and_statuses() {
     let known = topics(&*gateway.cluster).await.unwrap();
     let found = DeadLetterTopic::find(&known, &gateway.topic("payment_request")).unwrap();
     assert_eq!(found.name, letters, "antiphon dlq finds them");
-    let mut classes: Vec<_> = all(&*gateway.cluster, &letters)
+    let mut classes: Vec<_> = all(&gateway.cluster, &letters)
         .await
         .iter()
         .map(|(_, letter)| text(letter, "failure.class").unwrap())

@@ -7,10 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use antiphon::terms::Compression;
+use antiphon::transport::{Cluster, Record};
 use antiphon::worker::rdkafka::{Config, RdKafkaDriver};
 use antiphon::worker::samples::payments::{PayReply, PayRequest};
-use antiphon::worker::{Ended, Kit};
+use antiphon::worker::{Ended, Kit, Order};
+use bytes::Bytes;
 use futures_util::future::join_all;
+use prost::Message as _;
 use tonic::Request;
 
 use crate::harness::{PAY, TestGateway, until};
@@ -166,6 +170,80 @@ async fn a_member_that_is_killed_loses_no_call() {
     let twice = check(began, calls);
     // What was at work, or done and not committed yet.
     assert!(twice < calls / 2, "{twice} of {calls} calls were handled twice");
+    gateway.stop().await;
+}
+
+/// Requests without callers, straight into a partition.
+async fn write(gateway: &TestGateway, partition: i32, keys: &[&str]) {
+    let topic = gateway.topic("payment_request");
+    let mut writer = gateway.cluster.writer(&topic, partition).await.unwrap();
+    let records: Vec<Record> = (keys.iter())
+        .map(|key| Record {
+            key: Some(Bytes::copy_from_slice(key.as_bytes())),
+            value: Some(Bytes::from(pay(key, 5).encode_to_vec())),
+            headers: vec![("grpc-method".into(), Bytes::from_static(PAY.as_bytes()))],
+        })
+        .collect();
+    writer.produce(&records, Compression::Zstd).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_worker_that_is_slow_pauses_its_partitions_and_loses_nothing() {
+    const RECORDS: usize = 1_500;
+    let gateway = TestGateway::build().topic("payment_request", 2).start().await;
+    for partition in [0, 1] {
+        write(&gateway, partition, &["a", "b", "c"].repeat(RECORDS / 3)).await;
+    }
+    let config = config(gateway.bootstrap(), &gateway.topic("payment_request"));
+    let journal = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&journal);
+    let kit = Kit::new()
+        .settings(|settings| {
+            settings.order = Order::Partition;
+            (settings.held_max, settings.concurrency) = (8, 2);
+        })
+        .handle::<PayRequest, PayReply>(PAY, move |call, _| {
+            let log = Arc::clone(&log);
+            async move {
+                let offset = call.record().offset;
+                // Longer than the polling thread waits for room before it pauses.
+                let stall = Duration::from_millis(if offset % 500 == 0 { 400 } else { 0 });
+                tokio::time::sleep(stall).await;
+                log.lock().unwrap().push((call.partition().partition, offset));
+                Ok(PayReply::default())
+            }
+        });
+    let worker = KitWorker::start(kit, RdKafkaDriver::start(&config).unwrap());
+    until("all are handled", || journal.lock().unwrap().len() >= 2 * RECORDS).await;
+    assert_eq!(worker.stop().await, Ended { cut: 0 });
+    let journal = journal.lock().unwrap().clone();
+    for partition in [0, 1] {
+        let offsets: Vec<i64> = journal.iter().filter(|one| one.0 == partition).map(|one| one.1).collect();
+        let expected: Vec<i64> = (0..i64::try_from(RECORDS).unwrap()).collect();
+        assert_eq!(offsets, expected, "each once and in order");
+    }
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_handler_without_end_holds_up_neither_a_rebalance_nor_a_drain() {
+    let gateway = TestGateway::build().topic("payment_request", 2).start().await;
+    let mut config = config(gateway.bootstrap(), &gateway.topic("payment_request"));
+    config.revoke_limit = Duration::from_secs(1);
+    for partition in [0, 1] {
+        write(&gateway, partition, &["a"]).await;
+    }
+    let stuck = Kit::new()
+        .settings(|settings| settings.drain_limit = Duration::from_secs(1))
+        .handle::<PayRequest, PayReply>(PAY, |_, _| std::future::pending());
+    let first = KitWorker::start(stuck, RdKafkaDriver::start(&config).unwrap());
+    until("both are at work", || first.metrics.working.get() == 2).await;
+    let second = KitWorker::start(kit(drop), RdKafkaDriver::start(&config).unwrap());
+    until("one has moved", || second.metrics.handled_with(PAY, "OK") == 1).await;
+    assert_eq!(first.metrics.working.get(), 1, "the one that moved was dropped here");
+    assert_eq!(first.stop().await, Ended { cut: 1 });
+    until("the other has moved", || second.metrics.handled_with(PAY, "OK") == 2).await;
+    assert_eq!(second.stop().await, Ended { cut: 0 });
     gateway.stop().await;
 }
 
