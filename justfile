@@ -39,6 +39,11 @@ interop *ARGS:
     cargo build --release --locked
     python3 tests/interop/run.py --antiphon target/release/antiphon {{ARGS}}
 
+# Clients of every language, driven through the same cases; prints a table.
+clients *ARGS:
+    cargo build --release --locked
+    python3 tests/clients/run.py --antiphon target/release/antiphon {{ARGS}}
+
 # What breaks under load on three brokers, row by row; takes half an hour.
 faults *ARGS:
     cargo build --release --locked

@@ -76,7 +76,8 @@ fuzz_target!(|input: &[u8]| {
                 assert!(status.message.len() <= STATUS_MESSAGE_BYTES_MAX);
                 let headers = reply_headers(&status);
                 let again = Received { headers, value: None, ..record.clone() };
-                let again = Reply::decode(again, &dialect, false, MESSAGE_BYTES_MAX).expect("our own headers");
+                let again =
+                    Reply::decode(again, &dialect, false, MESSAGE_BYTES_MAX).expect("our own headers");
                 assert_eq!(again.result, Err(status));
             }
         }

@@ -170,7 +170,8 @@ class Sessions:
 
     def tonic(self, ours):
         """At its own maximum, and under the loads that the gateway had."""
-        process = self.start("tonic", [str(self.given.antiphon), "bench", "echo-server", "--listen", "127.0.0.1:0"])
+        command = [str(self.given.antiphon), "bench", "echo-server", "--listen", "127.0.0.1:0"]
+        process = self.start("tonic", command)
         try:
             steps = {f"{load}": self.load(process, f"{load}", "--in-flight", str(load)) for load in (64, FULL)}
             if ours:
@@ -182,6 +183,15 @@ class Sessions:
                 steps["same"] = self.load(process, "same", "--rate", str(round(reached)), "--connections", "1")
         finally:
             process.stop()
+        if ours:
+            # As long as a call waits for Kafka, so that as many calls a second
+            # come from 64 in flight, and together as the gateway's do.
+            delay = round(64_000 / reached)
+            process = self.start("tonic", [*command, "--delay", f"{max(1, delay)}ms"], "tonic that waits")
+            try:
+                steps["waits"] = self.load(process, "waits", "--in-flight", "64")
+            finally:
+                process.stop()
         return {"steps": steps}
 
     def one_run(self, name, command, steps, step, load=64, warm_up=None):

@@ -8,6 +8,7 @@
 //! ```
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -20,13 +21,15 @@ use super::config::CircuitConfig;
 pub(super) struct Circuits {
     config: CircuitConfig,
     by_topic: Mutex<HashMap<Arc<str>, Circuit>>,
+    probes: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct Circuit {
     timeouts_in_a_row: u32,
     open_until: Option<Instant>,
-    probing: bool,
+    /// Number of the call that tries.
+    probe: Option<u64>,
 }
 
 /// What a call that was let through came to, as far as circuits care.
@@ -40,34 +43,36 @@ pub(super) enum Ending {
     Neither,
 }
 
-/// A call may go; whether it is the one that tries an open circuit.
+/// A call may go; its number if it is the one that tries an open circuit. An
+/// answer to another may close the circuit meanwhile, and it may open again
+/// and be tried by a third, with which this one has nothing to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Pass {
-    probe: bool,
+    probe: Option<u64>,
 }
 
 impl Circuits {
     pub(super) fn new(config: CircuitConfig) -> Self {
-        Self { config, by_topic: Mutex::default() }
+        Self { config, by_topic: Mutex::default(), probes: AtomicU64::new(0) }
     }
 
     /// Lets a call through, or says when to come back. Every pass must be
     /// given back to [`Circuits::settle`].
     pub(super) fn admit(&self, topic: &Arc<str>) -> Result<Pass, Duration> {
         if self.config.timeouts_max == 0 {
-            return Ok(Pass { probe: false });
+            return Ok(Pass { probe: None });
         }
         let mut by_topic = self.lock();
-        let Some(circuit) = by_topic.get_mut(topic) else { return Ok(Pass { probe: false }) };
-        let Some(open_until) = circuit.open_until else { return Ok(Pass { probe: false }) };
+        let Some(circuit) = by_topic.get_mut(topic) else { return Ok(Pass { probe: None }) };
+        let Some(open_until) = circuit.open_until else { return Ok(Pass { probe: None }) };
         let left = open_until.saturating_duration_since(Instant::now());
         if !left.is_zero() {
             Err(left)
-        } else if circuit.probing {
+        } else if circuit.probe.is_some() {
             Err(self.config.open_for)
         } else {
-            circuit.probing = true;
-            Ok(Pass { probe: true })
+            circuit.probe = Some(self.probes.fetch_add(1, Ordering::Relaxed));
+            Ok(Pass { probe: circuit.probe })
         }
     }
 
@@ -78,8 +83,9 @@ impl Circuits {
         }
         let mut by_topic = self.lock();
         let circuit = by_topic.entry(Arc::clone(topic)).or_default();
-        if pass.probe {
-            circuit.probing = false;
+        let probes = pass.probe.is_some() && pass.probe == circuit.probe;
+        if probes {
+            circuit.probe = None;
         }
         match ending {
             Ending::Neither => false,
@@ -89,7 +95,7 @@ impl Circuits {
             }
             Ending::TimedOut => {
                 circuit.timeouts_in_a_row = circuit.timeouts_in_a_row.saturating_add(1);
-                let opens = pass.probe
+                let opens = probes
                     || (circuit.open_until.is_none()
                         && circuit.timeouts_in_a_row >= self.config.timeouts_max);
                 if opens {
@@ -127,7 +133,7 @@ mod tests {
 
         tokio::time::advance(OPEN_FOR).await;
         let probe = circuits.admit(&topic).unwrap();
-        assert!(probe.probe);
+        assert!(probe.probe.is_some());
         assert!(circuits.admit(&topic).is_err(), "one probe at a time");
         assert!(circuits.settle(&topic, probe, Ending::TimedOut));
         assert!(circuits.admit(&topic).is_err());
@@ -135,7 +141,7 @@ mod tests {
         tokio::time::advance(OPEN_FOR).await;
         let probe = circuits.admit(&topic).unwrap();
         circuits.settle(&topic, probe, Ending::Answered);
-        assert_eq!(circuits.admit(&topic), Ok(Pass { probe: false }));
+        assert_eq!(circuits.admit(&topic), Ok(Pass { probe: None }));
     }
 
     #[tokio::test(start_paused = true)]
@@ -146,7 +152,25 @@ mod tests {
         tokio::time::advance(OPEN_FOR).await;
         let probe = circuits.admit(&topic).unwrap();
         circuits.settle(&topic, probe, Ending::Neither);
-        assert!(circuits.admit(&topic).unwrap().probe);
+        assert!(circuits.admit(&topic).unwrap().probe.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_probe_that_was_overtaken_leaves_the_next_one_alone() {
+        let (circuits, topic) = circuits(1);
+        let slow = circuits.admit(&topic).unwrap();
+        let pass = circuits.admit(&topic).unwrap();
+        circuits.settle(&topic, pass, Ending::TimedOut);
+        tokio::time::advance(OPEN_FOR).await;
+        let first = circuits.admit(&topic).unwrap();
+        circuits.settle(&topic, slow, Ending::Answered);
+        let pass = circuits.admit(&topic).unwrap();
+        circuits.settle(&topic, pass, Ending::TimedOut);
+        tokio::time::advance(OPEN_FOR).await;
+        let second = circuits.admit(&topic).unwrap();
+        assert!(!circuits.settle(&topic, first, Ending::TimedOut));
+        assert_eq!(circuits.admit(&topic), Err(OPEN_FOR), "the second still tries");
+        assert!(circuits.settle(&topic, second, Ending::TimedOut));
     }
 
     #[tokio::test]

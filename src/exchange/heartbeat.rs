@@ -99,8 +99,7 @@ struct Trimmer {
 
 impl Trimmer {
     async fn trim(&mut self, heart: &Heart) {
-        let read_to = heart.instance.next_offset(heart.shard);
-        if Instant::now() < self.next || read_to == self.trimmed_to {
+        if Instant::now() < self.next {
             return;
         }
         self.next = Instant::now() + trim_interval();
@@ -111,6 +110,12 @@ impl Trimmer {
                 Err(error) => return tracing::debug!(%error, "reply topic not trimmed"),
             },
         };
+        // Only now: while this connected, the topic may have been made anew, and
+        // the old offset would be that of a reply which nobody has read.
+        let read_to = heart.instance.next_offset(heart.shard);
+        if !heart.instance.is_positioned(heart.shard) || read_to == self.trimmed_to {
+            return;
+        }
         match reader.trim(read_to).await {
             Ok(()) => self.trimmed_to = read_to,
             Err(error) => {

@@ -50,6 +50,8 @@ const VERDICT_GRACE: Duration = Duration::from_millis(20);
 const KEPT_OVERHEAD: usize = 256;
 
 type Key = (usize, Bytes);
+/// When an entry expires, and its number.
+type Place = (Instant, u64);
 
 /// Calls by method and key.
 #[derive(Debug)]
@@ -63,10 +65,11 @@ pub(super) struct KeyStore {
 #[derive(Debug, Default)]
 struct Inner {
     entries: HashMap<Key, Arc<Entry>>,
-    /// The same entries by the order of their first calls.
-    order: BTreeMap<u64, (Key, Arc<Entry>)>,
+    /// The same entries in the order in which they expire, which is not that
+    /// of their first calls: their deadlines differ.
+    order: BTreeMap<Place, (Key, Arc<Entry>)>,
     /// Those of them that have ended and are kept.
-    ended: BTreeSet<u64>,
+    ended: BTreeSet<Place>,
     entered: u64,
     kept_bytes: usize,
 }
@@ -79,6 +82,12 @@ struct Entry {
     stage: watch::Sender<Stage>,
     /// Carries the call on; aborted when the entry is forgotten.
     task: Mutex<Option<Task>>,
+}
+
+impl Entry {
+    const fn place(&self) -> Place {
+        (self.expires, self.number)
+    }
 }
 
 /// How far the first call is.
@@ -126,7 +135,7 @@ impl KeyStore {
             task: Mutex::default(),
         });
         inner.entries.insert(key.clone(), Arc::clone(&entry));
-        inner.order.insert(entry.number, (key, Arc::clone(&entry)));
+        inner.order.insert(entry.place(), (key, Arc::clone(&entry)));
         Entered::First(entry)
     }
 
@@ -142,8 +151,8 @@ impl KeyStore {
         let mut inner = self.lock();
         match kept {
             // It may have been forgotten in the meantime.
-            Some(size) if inner.order.contains_key(&entry.number) => {
-                inner.ended.insert(entry.number);
+            Some(size) if inner.order.contains_key(&entry.place()) => {
+                inner.ended.insert(entry.place());
                 inner.kept_bytes += size;
                 while inner.kept_bytes > self.config.bytes_max && inner.forget_oldest_ended() {}
             }
@@ -170,18 +179,18 @@ impl Inner {
 
     /// Makes room, but never by forgetting a call that is on its way.
     fn forget_oldest_ended(&mut self) -> bool {
-        let Some(oldest) = self.ended.first().and_then(|number| self.order.get(number)) else { return false };
+        let Some(oldest) = self.ended.first().and_then(|place| self.order.get(place)) else { return false };
         let (key, entry) = oldest.clone();
         self.forget(&key, &entry);
         true
     }
 
     fn forget(&mut self, key: &Key, entry: &Arc<Entry>) {
-        if self.order.remove(&entry.number).is_none() {
+        if self.order.remove(&entry.place()).is_none() {
             return;
         }
         self.entries.remove(key);
-        if self.ended.remove(&entry.number)
+        if self.ended.remove(&entry.place())
             && let Stage::Ended(result) = &*entry.stage.borrow()
         {
             self.kept_bytes = self.kept_bytes.saturating_sub(size_of_kept(result));

@@ -36,7 +36,7 @@ const BINARY: &str = "-bin";
 
 /// The allow-lists, ready to use.
 #[derive(Debug)]
-pub(super) struct Allowed {
+pub struct Allowed {
     forward: Vec<HeaderName>,
     headers: Vec<String>,
     trailers: Vec<String>,
@@ -44,13 +44,17 @@ pub(super) struct Allowed {
 
 /// Response metadata, in front of the message and behind it.
 #[derive(Debug, Default)]
-pub(super) struct Returned {
-    pub(super) headers: HeaderMap,
-    pub(super) trailers: HeaderMap,
+pub struct Returned {
+    /// In front of the message.
+    pub headers: HeaderMap,
+    /// Behind it.
+    pub trailers: HeaderMap,
 }
 
 impl Allowed {
-    pub(super) fn new(forward: &[String], headers: &[String], trailers: &[String]) -> Self {
+    /// These names of request metadata go into records, those of reply headers
+    /// come back, before or behind the message; upper and lower case are one.
+    pub fn new(forward: &[String], headers: &[String], trailers: &[String]) -> Self {
         let lower = |names: &[String]| names.iter().map(|name| name.to_ascii_lowercase()).collect();
         // What is no header name can't be in a request, either.
         let mut forward: Vec<HeaderName> = forward.iter().filter_map(|name| name.parse().ok()).collect();
@@ -60,7 +64,7 @@ impl Allowed {
 
     /// Record headers for a request. A key that came several times becomes one
     /// header, its values joined by commas, as gRPC allows for metadata.
-    pub(super) fn forward(&self, headers: &HeaderMap) -> Result<Vec<(RecordHeaderName, Bytes)>, Status> {
+    pub fn forward(&self, headers: &HeaderMap) -> Result<Vec<(RecordHeaderName, Bytes)>, Status> {
         let key: usize = headers.get_all(&ALWAYS[2]).iter().map(HeaderValue::len).sum();
         if key > limits::IDEMPOTENCY_KEY_BYTES_MAX {
             let max = limits::IDEMPOTENCY_KEY_BYTES_MAX;
@@ -81,9 +85,9 @@ impl Allowed {
     /// Response metadata from a reply's headers. What gRPC has no form for (text
     /// that is not ASCII, binary metadata that is not base64) is left out, and so
     /// is what goes beyond [`limits::RESPONSE_METADATA_BYTES_MAX`].
-    pub(super) fn give_back(&self, reply: &[(RecordHeaderName, Bytes)]) -> Returned {
+    pub fn give_back(&self, reply: &[(RecordHeaderName, Bytes)]) -> Returned {
         let mut returned = Returned::default();
-        let mut bytes = 0;
+        let mut room = limits::RESPONSE_METADATA_BYTES_MAX;
         for (name, value) in reply {
             let named = |list: &[String]| list.iter().any(|allowed| name.eq_ignore_ascii_case(allowed));
             let into = match () {
@@ -91,30 +95,36 @@ impl Allowed {
                 () if named(&self.trailers) => &mut returned.trailers,
                 () => continue,
             };
-            bytes += name.len() + value.len();
-            if bytes > limits::RESPONSE_METADATA_BYTES_MAX {
-                break;
-            }
-            if append(into, name, value).is_none() {
-                tracing::debug!(name = &**name, "a reply header that metadata has no form for is left out");
+            if append(into, name, value, &mut room).is_none() {
+                let hint = "metadata has no form for it, or there is too much";
+                tracing::debug!(name = &**name, hint, "a reply header is left out");
             }
         }
         returned
     }
 }
 
-fn append(into: &mut HeaderMap, name: &str, value: &Bytes) -> Option<()> {
+/// All of the value or nothing. The name counts each time that it is sent.
+fn append(into: &mut HeaderMap, name: &str, value: &Bytes, room: &mut usize) -> Option<()> {
     let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
-    if name.as_str().ends_with(BINARY) {
-        for part in value.split(|byte| *byte == b',') {
-            let part = STANDARD_NO_PAD.encode(EITHER.decode(part.trim_ascii()).ok()?);
-            into.append(&name, HeaderValue::from_maybe_shared(Bytes::from(part)).ok()?);
-        }
+    if !name.as_str().ends_with(BINARY) {
+        let value = HeaderValue::from_maybe_shared(value.clone()).ok()?;
+        value.to_str().ok()?;
+        *room = room.checked_sub(name.as_str().len() + value.len())?;
+        into.append(name, value);
         return Some(());
     }
-    let value = HeaderValue::from_maybe_shared(value.clone()).ok()?;
-    value.to_str().ok()?;
-    into.append(name, value);
+    let mut left = *room;
+    let mut parts = Vec::new();
+    for part in value.split(|byte| *byte == b',') {
+        let part = STANDARD_NO_PAD.encode(EITHER.decode(part.trim_ascii()).ok()?);
+        left = left.checked_sub(name.as_str().len() + part.len())?;
+        parts.push(HeaderValue::from_maybe_shared(Bytes::from(part)).ok()?);
+    }
+    *room = left;
+    for part in parts {
+        into.append(&name, part);
+    }
     Some(())
 }
 
@@ -222,6 +232,17 @@ mod tests {
         assert_eq!(returned.get_all("x-token-bin").iter().collect::<Vec<_>>(), ["/w", "AAE", "Ag"]);
         let wrong = [("x-token-bin".into(), Bytes::from_static(b"\xff\x00"))];
         assert!(allowed.give_back(&wrong).headers.is_empty());
+    }
+
+    #[test]
+    fn a_name_that_is_sent_often_counts_as_often() {
+        let allowed = Allowed::new(&[], &names(&["x-token-bin", "x-cost"]), &[]);
+        let commas = ",".repeat(limits::RESPONSE_METADATA_BYTES_MAX / 2);
+        let reply =
+            [("x-token-bin".into(), Bytes::from(commas)), ("x-cost".into(), Bytes::from_static(b"1"))];
+        let returned = allowed.give_back(&reply).headers;
+        assert_eq!(returned.len(), 1, "all of a header or nothing");
+        assert!(returned.contains_key("x-cost"));
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub mod config;
 mod connection;
 mod health;
 mod message;
-mod metadata;
+pub mod metadata;
 mod service;
 mod status;
 mod unary;

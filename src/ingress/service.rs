@@ -35,14 +35,16 @@ pub struct Reflection {
 }
 
 impl Reflection {
-    /// Reflection over all files of the route table, and over the health
-    /// protocol.
+    /// Reflection over all files of the route table, over the health protocol,
+    /// and over the details of errors, which grpcurl and its like show as bytes
+    /// where the server can't say what they are.
     pub fn new(routes: &RouteTable) -> Result<Self, tonic_reflection::server::Error> {
         let files = routes.descriptor_set();
         let builder = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(&files)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
         };
         let mut v1 = builder();
         let mut v1alpha = builder();

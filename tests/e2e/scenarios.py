@@ -112,7 +112,7 @@ class TransactionalWorker(threading.Thread):
 
     def __enter__(self):
         self.producer.init_transactions(30)
-        self.consumer.subscribe(["payment_request"])
+        self.consumer.subscribe(["payment_request"], on_assign=self._from_the_end)
         wait_until(self._assigned, 30, "the transactional worker has no partitions")
         self.start()
         return self
@@ -121,6 +121,14 @@ class TransactionalWorker(threading.Thread):
         self.ending.set()
         self.join(30)
         self.consumer.close()
+
+    @staticmethod
+    def _from_the_end(consumer, partitions):
+        """Of itself the consumer looks the end up some time after it has its
+        partitions, and steps over what has come until then."""
+        for partition in partitions:
+            _, partition.offset = consumer.get_watermark_offsets(partition, timeout=10)
+        consumer.assign(partitions)
 
     def _assigned(self):
         check(self.consumer.poll(0.1) is None, "a request before any was sent")

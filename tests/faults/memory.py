@@ -63,7 +63,7 @@ def resident_kib(pid):
 
 
 def send(gateway, message, calls, deadline):
-    """So many calls; their number by status."""
+    """So many calls, however they end; the gateway's counters tell how."""
     command = [
         "h2load", "-n", str(calls), "-c", str(CONNECTIONS), "-m", str(STREAMS), "-t", "1", "-d", str(message),
         "-H", "content-type: application/grpc", "-H", "te: trailers", "-H", f"grpc-timeout: {round(deadline * 1000)}m",

@@ -48,6 +48,23 @@ async fn a_started_gateway_is_serving_and_reflects() {
     gateway.stop().await;
 }
 
+/// A tool that knows no proto has to ask what the details of an error are.
+#[tokio::test]
+async fn reflection_knows_the_details_of_errors() {
+    let gateway = TestGateway::build().start().await;
+    let mut client = ServerReflectionClient::new(gateway.channel.clone());
+    for symbol in ["google.rpc.ErrorInfo", "google.rpc.LocalizedMessage", "google.rpc.Status"] {
+        let ask = ServerReflectionRequest {
+            host: String::new(),
+            message_request: Some(MessageRequest::FileContainingSymbol(symbol.to_owned())),
+        };
+        let mut answers = client.server_reflection_info(tokio_stream::once(ask)).await.unwrap().into_inner();
+        let answer = answers.message().await.unwrap().unwrap().message_response.unwrap();
+        assert!(matches!(answer, MessageResponse::FileDescriptorResponse(_)), "{symbol}: {answer:?}");
+    }
+    gateway.stop().await;
+}
+
 #[tokio::test]
 async fn a_drain_lets_calls_finish_and_refuses_new_ones() {
     let mut gateway = TestGateway::build()

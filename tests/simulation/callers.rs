@@ -4,12 +4,14 @@
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use antiphon::deadline::Deadline;
 use antiphon::exchange::{Exchange, Request};
+use antiphon::message::IDEMPOTENCY_KEY;
 use antiphon::route::{Idempotency, Route};
+use antiphon::transport::HeaderName;
 use bytes::Bytes;
 use fastrand::Rng;
 use prost::Message as _;
@@ -18,9 +20,12 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::cluster::{FORBIDDEN_KEY, SimCluster};
-use crate::history::{CallEntry, End};
+use crate::faults::Plan;
+use crate::history::{CallEntry, End, Passage};
 use crate::messages;
 
+/// A caller that goes away with so little left has timed out.
+pub(crate) const AS_GOOD_AS_TIMED_OUT: Duration = Duration::from_millis(50);
 /// A call that has not ended so long after its deadline never will.
 const HOPELESS: Duration = Duration::from_secs(60);
 
@@ -29,9 +34,23 @@ pub(crate) struct Callers {
     pub(crate) cluster: SimCluster,
     pub(crate) routes: BTreeMap<String, Arc<Route>>,
     pub(crate) shards: Vec<Arc<Exchange>>,
+    /// What stands for a key: the first call with it, and what it has sent.
+    pub(crate) keyed: Mutex<BTreeMap<Again, Sent>>,
     /// One call at a time may wait for an unknown topic: tokio wakes several in
     /// an order that no seed decides.
     pub(crate) lookup: Semaphore,
+}
+
+/// A method, the key of a call that may be repeated, and whether a caller has
+/// taken it by mistake for another message.
+type Again = (&'static str, u8, bool);
+
+/// A call's message, to be sent once more.
+#[derive(Clone)]
+pub(crate) struct Sent {
+    call: usize,
+    key: String,
+    message: Bytes,
 }
 
 /// One call to make.
@@ -43,12 +62,14 @@ pub(crate) struct Plea {
     pub(crate) padding: usize,
     pub(crate) timeout: Duration,
     pub(crate) cancelled_after: Option<Duration>,
+    /// Number of its idempotency key, and whether that stands for another message.
+    pub(crate) again: Option<(u8, bool)>,
     pub(crate) probe: bool,
 }
 
 impl Plea {
-    fn random(rng: &mut Rng, shards: usize, cancels: u8) -> Self {
-        const METHODS: [&str; 16] = [
+    fn random(rng: &mut Rng, shards: usize, plan: &Plan) -> Self {
+        const METHODS: [&str; 22] = [
             "/sim.Keyed/Pay",
             "/sim.Keyed/Pay",
             "/sim.Keyed/Pay",
@@ -59,9 +80,15 @@ impl Plea {
             "/sim.Keyed/Erase",
             "/sim.Keyed/Tell",
             "/sim.Keyed/Tell",
+            "/sim.Keyed/Shout",
+            "/sim.Keyed/Shout",
+            "/sim.Keyed/Owe",
+            "/sim.Keyed/Owe",
+            "/sim.Keyed/Stop",
             "/sim.Keyed/Pinned",
             "/sim.Spread/Pay",
             "/sim.Spread/Pay",
+            "/sim.Spread/Owe",
             "/sim.Spread/Few",
             "/sim.Spread/Put",
             "/sim.Spread/Pinned",
@@ -76,14 +103,25 @@ impl Plea {
             1..=6 => rng.u64(200..4_000),
             _ => rng.u64(4_000..15_000),
         };
+        let timeout = Duration::from_millis(timeout_ms);
+        let cancelled_after =
+            (rng.u8(..100) < plan.noise.cancels).then(|| Duration::from_millis(rng.u64(..2_000)));
+        // A caller that goes away as its deadline passes counts as one that has
+        // timed out if its request was sent, and that only the gateway knows.
+        let cancelled_after = cancelled_after
+            .filter(|after| plan.circuit.timeouts_max == 0 || *after + AS_GOOD_AS_TIMED_OUT < timeout);
+        let again = (rng.u8(..100) < plan.noise.keys).then(|| (rng.u8(..6), rng.u8(..8) == 0));
+        let method = METHODS[rng.usize(..METHODS.len())];
         Self {
-            method: METHODS[rng.usize(..METHODS.len())],
+            // What comes after a call's deadline matters most where both meet.
+            method: if again.is_some() && rng.u8(..3) == 0 { "/sim.Keyed/Owe" } else { method },
             shard: rng.usize(..shards),
             key,
             partition: rng.i32(..4),
             padding: if rng.u8(..20) == 0 { rng.usize(..25_000) } else { rng.usize(..200) },
-            timeout: Duration::from_millis(timeout_ms),
-            cancelled_after: (rng.u8(..100) < cancels).then(|| Duration::from_millis(rng.u64(..2_000))),
+            timeout,
+            cancelled_after,
+            again,
             probe: false,
         }
     }
@@ -93,14 +131,14 @@ impl Callers {
     /// One caller's calls, each sent when the one before it has entered its
     /// lane; ends when the last has ended.
     pub(crate) async fn one(self: Arc<Self>, mut rng: Rng, calls: usize, pause_ms_max: u64) {
-        let cancels = self.cluster.state().plan().noise.cancels;
+        let plan = self.cluster.state().plan().clone();
         let mut under_way = JoinSet::new();
         for _ in 0..calls {
             // Bursts, so that batches form.
             if rng.u8(..3) == 0 {
                 sleep(Duration::from_millis(rng.u64(1..=pause_ms_max))).await;
             }
-            let plea = Plea::random(&mut rng, self.shards.len(), cancels);
+            let plea = Plea::random(&mut rng, self.shards.len(), &plan);
             let (entered, has_entered) = oneshot::channel();
             under_way.spawn(Arc::clone(&self).call(plea, entered));
             // A call that never enters drops the sender when it ends.
@@ -127,7 +165,9 @@ impl Callers {
 
         let deadline = Deadline::after(plea.timeout);
         let (number, message) = self.note(&plea, route);
-        let request = Request { message, metadata: Vec::new(), deadline };
+        let key = self.cluster.state().history.calls[number].idempotency_key.clone();
+        let key = key.map(|key| (HeaderName::Borrowed(IDEMPOTENCY_KEY), Bytes::from(key)));
+        let request = Request { message, metadata: key.into_iter().collect(), deadline };
         let patience = plea.cancelled_after.unwrap_or(plea.timeout + HOPELESS);
         let until = Instant::now() + patience;
         let answer = {
@@ -146,35 +186,51 @@ impl Callers {
         }
         let now = state.now();
         state.history.calls[number].ended = Some((now, end));
+        // Those with keys have no circuit, and wake in an order that no seed decides.
+        if plea.again.is_none() {
+            state.history.passages.push(Passage { call: number, at: now, ends: true });
+        }
     }
 
     fn note(&self, plea: &Plea, route: &Arc<Route>) -> (usize, Bytes) {
         let mut state = self.cluster.state();
         let number = state.history.calls.len();
-        let message = messages::Request {
-            call: number as u64,
-            key: plea.key.clone(),
-            partition: plea.partition,
-            padding: vec![b'x'; plea.padding].into(),
+        let fresh = || {
+            let request = messages::Request {
+                call: number as u64,
+                key: plea.key.clone(),
+                partition: plea.partition,
+                padding: vec![b'x'; plea.padding].into(),
+            };
+            Sent { call: number, key: plea.key.clone(), message: Bytes::from(request.encode_to_vec()) }
         };
-        let message = Bytes::from(message.encode_to_vec());
+        let sent = match plea.again {
+            None => fresh(),
+            Some((key, other)) => {
+                let mut keyed = self.keyed.lock().unwrap_or_else(PoisonError::into_inner);
+                keyed.entry((plea.method, key, other)).or_insert_with(fresh).clone()
+            }
+        };
         let issued = state.now();
         state.history.calls.push(CallEntry {
             route: Arc::clone(route),
             shard: plea.shard,
-            key: plea.key.clone(),
-            message: message.clone(),
+            key: sent.key,
+            message: sent.message.clone(),
+            origin: sent.call,
+            idempotency_key: plea.again.map(|(key, _)| format!("again-{key}")),
             issued,
             deadline: issued + plea.timeout,
             entered: None,
             ended: None,
             probe: plea.probe,
         });
-        (number, message)
+        (number, sent.message)
     }
 
     /// Notes when the call enters its lane: registering and queueing happen in
-    /// one poll, after which one more call holds a place.
+    /// one poll, after which one more call holds a place. A call with an
+    /// idempotency key does so elsewhere, if at all; nobody waits for that.
     async fn watched<T>(
         &self,
         number: usize,
@@ -183,7 +239,8 @@ impl Callers {
         entered: oneshot::Sender<()>,
     ) -> T {
         let pending = &self.shards[shard].instance().shards()[shard].pending;
-        let (mut call, mut entered) = (pin!(call), Some(entered));
+        let keyed = self.cluster.state().history.calls[number].idempotency_key.is_some();
+        let (mut call, mut entered) = (pin!(call), Some(entered).filter(|_| !keyed));
         poll_fn(|context| {
             let before = pending.in_flight();
             let polled = call.as_mut().poll(context);
@@ -192,6 +249,8 @@ impl Callers {
                 let place = state.history.entered;
                 state.history.entered += 1;
                 state.history.calls[number].entered = Some(place);
+                let at = state.now();
+                state.history.passages.push(Passage { call: number, at, ends: false });
                 entered.take().map(|entered| entered.send(()));
             }
             polled

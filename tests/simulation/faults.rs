@@ -8,9 +8,10 @@
 use std::ops::Range;
 use std::time::Duration;
 
+use antiphon::exchange::config::{CircuitConfig, IdempotencyConfig};
 use fastrand::Rng;
 
-use crate::cluster::{REPLIES, REQUEST_TOPICS};
+use crate::cluster::{LETTER_TOPICS, REPLIES, REQUEST_TOPICS};
 
 /// What can be wrong with a topic for a while.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +30,9 @@ pub(crate) enum Trouble {
     Delayed,
     /// The broker appends and throttles.
     Throttled,
-    /// The broker refuses everything, as it does after a change of rights.
+    /// The broker refuses everything, as it does after a change of rights; in
+    /// half of the cases after another one has become the leader, so that who
+    /// wants to send has to connect first.
     Forbidden,
     /// The broker denies knowing the topic, which is there.
     Denied,
@@ -47,10 +50,15 @@ pub(crate) enum Trouble {
     FetchSlow,
     /// Retention drops everything in the log.
     Trimmed,
+    /// The broker takes what is under way, and dies before it answers; neither
+    /// workers nor we reach the partition until the end.
+    BrokerDies,
+    /// Workers are silent; some answer later.
+    Silent,
 }
 
 impl Trouble {
-    const ALL: [Self; 16] = [
+    const ALL: [Self; 18] = [
         Self::ConnectRefused,
         Self::ConnectHangs,
         Self::NotSent,
@@ -67,6 +75,8 @@ impl Trouble {
         Self::FetchFails,
         Self::FetchSlow,
         Self::Trimmed,
+        Self::BrokerDies,
+        Self::Silent,
     ];
 }
 
@@ -96,6 +106,8 @@ pub(crate) struct Noise {
     pub(crate) workers: u8,
     /// Callers that go away.
     pub(crate) cancels: u8,
+    /// Calls that carry an idempotency key.
+    pub(crate) keys: u8,
 }
 
 /// What goes wrong in one run.
@@ -107,6 +119,11 @@ pub(crate) struct Plan {
     pub(crate) batch_bytes_max: usize,
     /// Longest way to a broker, or back.
     pub(crate) latency_max: Duration,
+    /// How the instance is set up for circuits and idempotency keys. With
+    /// circuits no call has a key: a call that is carried on ends when nobody
+    /// looks, and so does what its circuit counts.
+    pub(crate) circuit: CircuitConfig,
+    pub(crate) idempotency: IdempotencyConfig,
 }
 
 impl Plan {
@@ -126,14 +143,26 @@ impl Plan {
             poison: chance(10),
             no_offset: chance(20),
             workers: chance(60),
-            cancels: chance(30),
+            cancels: chance(40),
+            keys: chance(60),
         };
+        let circuit = match rng.u8(..5) {
+            0 | 1 => CircuitConfig {
+                timeouts_max: rng.u32(1..5),
+                open_for: Duration::from_millis(rng.u64(100..2_500)),
+            },
+            _ => CircuitConfig::default(),
+        };
+        let noise = if circuit.timeouts_max > 0 { Noise { keys: 0, ..noise } } else { noise };
+        let window = Duration::from_millis(rng.u64(1_000..15_000));
         let windows = (0..rng.usize(0..8)).map(|_| Window::new(rng)).collect();
         Self {
             noise,
             windows,
             batch_bytes_max: rng.usize(1_500..20_000),
             latency_max: Duration::from_millis(rng.u64(1..40)),
+            circuit,
+            idempotency: IdempotencyConfig { window, ..IdempotencyConfig::default() },
         }
     }
 
@@ -144,6 +173,8 @@ impl Plan {
             windows: Vec::new(),
             batch_bytes_max: usize::MAX,
             latency_max: Duration::from_millis(20),
+            circuit: CircuitConfig::default(),
+            idempotency: IdempotencyConfig::default(),
         }
     }
 
@@ -187,7 +218,8 @@ impl Window {
             | Trouble::Forbidden
             | Trouble::Denied
             | Trouble::FetchFails
-            | Trouble::FetchSlow => Some(start..end),
+            | Trouble::FetchSlow
+            | Trouble::BrokerDies => Some(start..end),
             // Done in a moment, and then it is the reader's to recover.
             Trouble::Deleted | Trouble::Recreated | Trouble::LeaderMoves | Trouble::Trimmed => {
                 Some(start..start + Duration::from_millis(1))
@@ -197,16 +229,33 @@ impl Window {
             | Trouble::AnswerLost
             | Trouble::Delayed
             | Trouble::Throttled
-            | Trouble::ListFails => None,
+            | Trouble::ListFails
+            | Trouble::Silent => None,
         }
     }
 
     fn new(rng: &mut Rng) -> Self {
-        let trouble = Trouble::ALL[rng.usize(..Trouble::ALL.len())];
-        let topics = [REQUEST_TOPICS[0].0, REQUEST_TOPICS[0].0, REQUEST_TOPICS[1].0, REPLIES];
+        // The frequent ones among real ones, too.
+        let trouble = match rng.u8(..12) {
+            0 => Trouble::BrokerDies,
+            1 => Trouble::Silent,
+            2 => Trouble::Forbidden,
+            _ => Trouble::ALL[rng.usize(..Trouble::ALL.len())],
+        };
+        let topics = [
+            REQUEST_TOPICS[0].0,
+            REQUEST_TOPICS[0].0,
+            REQUEST_TOPICS[0].0,
+            REQUEST_TOPICS[1].0,
+            REQUEST_TOPICS[1].0,
+            LETTER_TOPICS[rng.usize(..LETTER_TOPICS.len())].0,
+            REPLIES,
+            REPLIES,
+        ];
         let start = Duration::from_millis(rng.u64(..20_000));
-        let length =
-            Duration::from_millis(if rng.bool() { rng.u64(20..1_000) } else { rng.u64(1_000..8_000) });
+        // A broker does not die for a moment.
+        let short = trouble != Trouble::BrokerDies && rng.bool();
+        let length = Duration::from_millis(if short { rng.u64(20..1_000) } else { rng.u64(1_000..8_000) });
         Self { time: start..start + length, topic: topics[rng.usize(..topics.len())], trouble }
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use antiphon::correlation::CorrelationId;
 use antiphon::exchange::{Answer, Failure};
 use antiphon::route::Route;
+use antiphon::transport::Record;
 use bytes::Bytes;
 
 /// All that happened; times count from the start of the run.
@@ -27,6 +28,14 @@ pub(crate) struct History {
     pub(crate) reply_kinds: BTreeMap<&'static str, u64>,
     /// Calls that have entered a lane.
     pub(crate) entered: u64,
+    /// Records in the log that are no requests: dead letters and the like.
+    pub(crate) beside: Vec<Beside>,
+    /// What the lanes have given up, by their own account.
+    pub(crate) losses: Vec<Loss>,
+    /// What circuits get to see, in the order in which they see it.
+    pub(crate) passages: Vec<Passage>,
+    /// When all was over.
+    pub(crate) end: Duration,
 }
 
 /// One call, from its caller's side.
@@ -36,6 +45,9 @@ pub(crate) struct CallEntry {
     pub(crate) shard: usize,
     pub(crate) key: String,
     pub(crate) message: Bytes,
+    /// The call whose message it carries: itself, unless it repeats another.
+    pub(crate) origin: usize,
+    pub(crate) idempotency_key: Option<String>,
     pub(crate) issued: Duration,
     pub(crate) deadline: Duration,
     /// Its place among all calls that entered a lane.
@@ -64,16 +76,63 @@ pub(crate) struct Append {
     pub(crate) offset: i64,
     /// The writer had reported the outcome as unknown before.
     pub(crate) late: bool,
+    pub(crate) idempotency_key: Option<Bytes>,
 }
 
-/// One produce of requests.
+/// What a record is that is no request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    DeadLetter,
+    LateReply,
+    Cancel,
+}
+
+/// One record in the log that is left of a call.
+#[derive(Debug)]
+pub(crate) struct Beside {
+    pub(crate) kind: Kind,
+    pub(crate) id: CorrelationId,
+    pub(crate) topic: String,
+    pub(crate) partition: i32,
+    pub(crate) record: Record,
+    /// So many requests were in the log before it.
+    pub(crate) behind: usize,
+    /// As an append's.
+    pub(crate) late: bool,
+}
+
+/// One record that was given up, as the log tells it.
+#[derive(Debug, Clone)]
+pub(crate) struct Loss {
+    pub(crate) kind: Kind,
+    pub(crate) id: String,
+    pub(crate) topic: String,
+    pub(crate) at: Duration,
+}
+
+/// A call at its topic's circuit.
+#[derive(Debug)]
+pub(crate) struct Passage {
+    pub(crate) call: usize,
+    pub(crate) at: Duration,
+    pub(crate) ends: bool,
+}
+
+/// One produce.
 #[derive(Debug)]
 pub(crate) struct Attempt {
+    /// Calls whose requests it has.
     pub(crate) calls: Vec<usize>,
+    /// The same by their ids.
+    pub(crate) ids: Vec<CorrelationId>,
+    /// What else it has.
+    pub(crate) beside: Vec<(Kind, CorrelationId)>,
     pub(crate) from: Duration,
     pub(crate) to: Option<Duration>,
     /// Whether the writer could tell what came of it.
     pub(crate) certain: bool,
+    /// The broker said that it throttles, and not what has become of the batch.
+    pub(crate) throttled: bool,
 }
 
 /// One attempt to connect that the broker refused for good.
@@ -87,6 +146,9 @@ pub(crate) struct RefusedConnect {
 #[derive(Debug)]
 pub(crate) struct ReplyEntry {
     pub(crate) call: usize,
+    pub(crate) id: CorrelationId,
+    /// The worker says that another attempt may help.
+    pub(crate) asks_again: bool,
     pub(crate) at: Duration,
     pub(crate) incarnation: u64,
     pub(crate) partition: i32,
@@ -107,6 +169,13 @@ impl History {
 }
 
 impl CallEntry {
+    /// One with an idempotency key waits a little longer, for the verdict on
+    /// the call that it has joined.
+    pub(crate) fn grace(&self) -> Duration {
+        const VERDICT_GRACE: Duration = Duration::from_millis(20);
+        if self.idempotency_key.is_some() { VERDICT_GRACE } else { Duration::ZERO }
+    }
+
     /// What the caller was told, where it was told something.
     pub(crate) const fn trace(&self) -> Option<&antiphon::exchange::Trace> {
         match &self.ended {

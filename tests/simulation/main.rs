@@ -18,15 +18,20 @@
 //! SIM_SEED=17 cargo test --test simulation                        one, with its plan
 //! SIM_SEEDS=10000 cargo test --release --test simulation          many
 //! SIM_FIRST=10000 SIM_SEEDS=10000 cargo test ...                  others
+//! SIM_FAILURES_MAX=5 cargo test ...                               until five have failed
 //! tests/simulation/mutants.sh                                     does it notice?
 //! ```
 
+mod aftermath;
 mod callers;
 mod census;
+mod circuits;
 mod cluster;
 mod faults;
 mod history;
 mod invariants;
+mod keys;
+mod losses;
 mod messages;
 mod run;
 mod workers;
@@ -53,7 +58,8 @@ fn invariants_hold_for_every_seed() {
     }
     let first = number("SIM_FIRST").unwrap_or(0);
     let began = Instant::now();
-    let reports = run_all(first..first + number("SIM_SEEDS").unwrap_or(SEEDS));
+    let seeds = first..first + number("SIM_SEEDS").unwrap_or(SEEDS);
+    let reports = run_all(seeds, number("SIM_FAILURES_MAX").unwrap_or(u64::MAX));
     let calls: usize = reports.iter().map(|report| report.calls).sum();
     let mut census = Census::new();
     for (what, times) in reports.iter().flat_map(|report| &report.census) {
@@ -76,12 +82,19 @@ fn a_seed_always_gives_the_same_run() {
     }
 }
 
-/// Runs are independent of each other, each on one thread.
-fn run_all(seeds: std::ops::Range<u64>) -> Vec<Report> {
-    let next = AtomicU64::new(seeds.start);
+/// Runs are independent of each other, each on one thread. Ends when enough of
+/// them have failed.
+fn run_all(seeds: std::ops::Range<u64>, failures_max: u64) -> Vec<Report> {
+    let (next, failures) = (AtomicU64::new(seeds.start), AtomicU64::new(0));
     let work = || {
         let mine = std::iter::repeat_with(|| next.fetch_add(1, Ordering::Relaxed));
-        mine.take_while(|seed| *seed < seeds.end).map(run::run).collect::<Vec<_>>()
+        let more = |seed: &u64| *seed < seeds.end && failures.load(Ordering::Relaxed) < failures_max;
+        let run = |seed| {
+            let report = run::run(seed);
+            failures.fetch_add(u64::from(!report.violations.is_empty()), Ordering::Relaxed);
+            report
+        };
+        mine.take_while(more).map(run).collect::<Vec<_>>()
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let mut reports: Vec<Report> = std::thread::scope(|scope| {

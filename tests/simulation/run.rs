@@ -4,12 +4,12 @@
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use antiphon::correlation::Minter;
 use antiphon::exchange::budget::Budget;
-use antiphon::exchange::config::{CircuitConfig, IdempotencyConfig, LimitsConfig, ReplyConfig};
+use antiphon::exchange::config::{LimitsConfig, ReplyConfig};
 use antiphon::exchange::{Exchange, Instance, Parts, Phase, Settings};
 use antiphon::pending::Pending;
 use antiphon::route::{RouteTable, Sources, compile};
@@ -24,12 +24,13 @@ use tokio::time::{sleep, timeout};
 
 use crate::callers::{Callers, Plea};
 use crate::census::{self, Census};
-use crate::cluster::{REPLIES, REQUEST_TOPICS, SimCluster};
+use crate::cluster::{REPLIES, REQUEST_TOPICS, SimCluster, topics};
 use crate::faults::Plan;
 use crate::history::History;
+use crate::losses;
 use crate::workers::Worker;
 
-const REVIEW_INTERVAL: Duration = Duration::from_millis(50);
+const REVIEW_INTERVAL: Duration = Duration::from_millis(100);
 const METADATA_REFRESH: Duration = Duration::from_secs(10);
 const HEARTBEAT_AGE_MAX: Duration = Duration::from_secs(15);
 /// Start and calm: nothing is in the way of getting ready.
@@ -67,12 +68,14 @@ pub(crate) fn run(seed: u64) -> Report {
     let Ok(runtime) = runtime else { panic!("no runtime could be had") };
     let plan = Plan::new(&mut rng);
     let history = runtime.block_on(async {
-        let stage = Stage::new(&mut rng, routes);
+        losses::listen();
+        let stage = Stage::new(&mut rng, &plan, routes);
         let cluster = stage.cluster.clone();
         if timeout(RUN_MAX, stage.play(rng, plan.clone())).await.is_err() {
             cluster.state().history.violated(format!("the run has not ended within {RUN_MAX:?}"));
         }
         let mut state = cluster.state();
+        state.history.losses = losses::heard();
         state.judge();
         std::mem::take(&mut state.history)
     });
@@ -83,6 +86,8 @@ fn report(seed: u64, plan: Plan, history: &History) -> Report {
     let mut hasher = DefaultHasher::new();
     let ends = history.calls.iter().map(|call| (call.issued, call.entered, &call.ended));
     format!("{:?} {:?}", ends.collect::<Vec<_>>(), history.appends).hash(&mut hasher);
+    let beside = history.beside.iter().map(|b| (b.kind, b.id, &b.topic, b.partition, b.behind));
+    format!("{:?} {:?} {:?}", beside.collect::<Vec<_>>(), history.losses, history.passages).hash(&mut hasher);
     Report {
         seed,
         violations: history.violations.clone(),
@@ -115,7 +120,7 @@ struct Stage {
 }
 
 impl Stage {
-    fn new(rng: &mut Rng, routes: &'static RouteTable) -> Self {
+    fn new(rng: &mut Rng, plan: &Plan, routes: &'static RouteTable) -> Self {
         let shards = rng.usize(1..=2);
         let limits = LimitsConfig {
             in_flight_max: if rng.u8(..4) == 0 { rng.u32(5..40) } else { 1_000 },
@@ -136,8 +141,8 @@ impl Stage {
             heartbeat_age_max: HEARTBEAT_AGE_MAX,
             pendings,
             budget,
-            circuit: CircuitConfig::default(),
-            idempotency: IdempotencyConfig::default(),
+            circuit: plan.circuit.clone(),
+            idempotency: plan.idempotency.clone(),
         });
         let lane_queue_max = limits.lane_queue_max;
         Self { cluster, instance, supervisor: Supervisor::new(), shards, lane_queue_max, routes }
@@ -152,8 +157,8 @@ impl Stage {
         // Calm until here; windows begin now, at whatever time that is.
         let plan = plan_from(plan, self.cluster.now());
         for window in plan.windows.clone() {
-            let partitions = REQUEST_TOPICS.iter().find(|(topic, _)| *topic == window.topic);
-            let partitions = partitions.map_or(self.shards as i32, |(_, partitions)| *partitions);
+            let partitions = topics().find(|(topic, _)| *topic == window.topic);
+            let partitions = partitions.map_or(self.shards as i32, |(_, partitions)| partitions);
             background.spawn(self.cluster.clone().afflict(window, partitions));
         }
         self.cluster.follow(plan);
@@ -161,13 +166,13 @@ impl Stage {
         let routes = self.routes.routes().iter().map(|route| (route.path.to_string(), Arc::clone(route)));
         let routes: BTreeMap<_, _> = routes.collect();
         let cluster = self.cluster.clone();
-        let callers = Callers { cluster, routes, shards: exchanges, lookup: Semaphore::new(1) };
-        let callers = Arc::new(callers);
+        let (lookup, keyed) = (Semaphore::new(1), Mutex::default());
+        let callers = Arc::new(Callers { cluster, routes, shards: exchanges, lookup, keyed });
         self.run_callers(&callers, &mut rng).await;
 
         sleep((Plan::HORIZON + SETTLE).saturating_sub(self.cluster.now())).await;
         self.cluster.calm_down();
-        for (topic, partitions) in REQUEST_TOPICS {
+        for (topic, partitions) in topics() {
             self.cluster.create(topic, partitions);
         }
         sleep(CALM).await;
@@ -259,6 +264,7 @@ impl Stage {
                     padding: 0,
                     timeout: PROBE_TIMEOUT,
                     cancelled_after: None,
+                    again: None,
                     probe: true,
                 };
                 // One by one: some runs allow but few in flight.
@@ -269,13 +275,19 @@ impl Stage {
 
     fn expect_nothing_left(&self) {
         let (budget, pending) = (&self.instance.budget, self.instance.pending_calls());
-        let left = (pending, budget.calls(), budget.bytes());
+        let left = (pending, budget.calls(), budget.bytes(), self.instance.aftermath());
         let mut state = self.cluster.state();
         for kind in census::REPLY_KINDS {
             state.history.reply_kinds.insert(kind, self.instance.metrics.replies_of(kind));
         }
-        if left != (0, 0, 0) {
-            state.history.violated(format!("left over (places, calls, bytes): {left:?}"));
+        if left != (0, 0, 0, 0) {
+            state.history.violated(format!("left over (places, calls, bytes, records besides): {left:?}"));
+        }
+        let (told, counted) = (losses::heard().len() as u64, self.instance.metrics.aftermath_lost.get());
+        if told != counted {
+            state
+                .history
+                .violated(format!("{told} records were lost, by the log, and {counted} were counted"));
         }
         if let Some(task) = self.supervisor.failed().now_or_never() {
             state.history.violated(format!("task {task} has panicked"));

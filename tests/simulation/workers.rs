@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use antiphon::correlation::{CorrelationId, Minter};
-use antiphon::message::WorkerStatus;
+use antiphon::message::{CANCEL, WorkerStatus};
 use antiphon::transport::{HeaderName, Received, Record};
 use bytes::Bytes;
 use fastrand::Rng;
@@ -52,17 +52,34 @@ impl Worker {
     }
 
     fn take(&mut self, request: &Received) {
+        if request.header(CANCEL).is_some() {
+            if request.value.is_some() || request.header(REPLY_TOPIC).is_some() {
+                self.cluster
+                    .state()
+                    .history
+                    .violated(format!("no worker would tell this from a request: {request:?}"));
+            }
+            return;
+        }
         let Some(job) = Job::read(request) else {
             self.cluster.state().history.violated("a worker was sent something that it can't read");
             return;
         };
+        let silent = self.cluster.silent(self.topic);
+        if let Some(left) = silent {
+            if self.rng.bool() {
+                let record = job.reply(job.id, Some(job.message.clone()));
+                self.send(left, job.reply_to.unwrap_or_default(), record, Some(&job));
+            }
+            return;
+        }
         let naughty = self.cluster.state().plan().noise.workers;
         if naughty > 0 && self.rng.u8(..100) < naughty {
             self.misbehave(&job);
         } else if let Some(partition) = job.reply_to {
             let record = job.reply(job.id, Some(job.message.clone()));
             let after = Duration::from_millis(self.rng.u64(1..60));
-            self.send(after, partition, record, Some(job.call));
+            self.send(after, partition, record, Some(&job));
         }
     }
 
@@ -72,7 +89,8 @@ impl Worker {
         // Nobody has asked for a reply to a one-way call; it comes all the same.
         let partition = job.reply_to.unwrap_or_default();
         let proper = job.reply(job.id, Some(job.message.clone()));
-        let mine = Some(job.call);
+        let mine = Some(job);
+        let any_time = if self.rng.bool() { late } else { soon };
         match self.rng.u8(..14) {
             0 => {}
             1 | 2 => self.send(late, partition, proper, mine),
@@ -84,13 +102,16 @@ impl Worker {
                 let elsewhere = self.rng.usize(..self.shards) as i32;
                 self.send(soon, elsewhere, proper, mine);
             }
-            5 => self.send(soon, partition, job.status(), mine),
+            5 => {
+                let code = [9, 14][self.rng.usize(..2)];
+                self.send(any_time, partition, job.status(code), mine);
+            }
             6 => {
                 let mut record = job.reply(job.id, Some(job.message.clone()));
                 record.headers.push((HeaderName::Borrowed("grpc-status"), Bytes::from_static(b"99")));
-                self.send(soon, partition, record, mine);
+                self.send(any_time, partition, record, mine);
             }
-            7 => self.send(soon, partition, job.reply(job.id, None), mine),
+            7 => self.send(any_time, partition, job.reply(job.id, None), mine),
             8 => {
                 let mut record = proper;
                 record.headers[0].1 = Bytes::copy_from_slice(&job.id.to_bytes());
@@ -142,7 +163,9 @@ impl Worker {
     fn stale(&mut self, job: &Job) -> Record {
         let state = self.cluster.state();
         let history = &state.history;
-        let ended = || history.appends.iter().filter(|append| !history.is_live(append.call));
+        // One with a key is carried on after its callers have gone.
+        let over = |call| !history.is_live(call) && history.calls[call].idempotency_key.is_none();
+        let ended = || history.appends.iter().filter(|append| over(append.call));
         let id = match ended().count() {
             0 => self.foreign.mint(0),
             count => ended().nth(self.rng.usize(..count)).map_or(job.id, |append| append.id),
@@ -151,12 +174,13 @@ impl Worker {
         job.reply(id, Some(job.message.clone()))
     }
 
-    /// `call`: which call the record ends.
-    fn send(&self, after: Duration, partition: i32, record: Record, call: Option<usize>) {
+    /// `ends`: the job that the record is the end of.
+    fn send(&self, after: Duration, partition: i32, record: Record, ends: Option<&Job>) {
         let cluster = self.cluster.clone();
+        let ends = ends.map(|job| (job.call, job.id));
         drop(tokio::spawn(async move {
             sleep(after).await;
-            cluster.reply(partition, record, call);
+            cluster.reply(partition, record, ends);
         }));
     }
 }
@@ -182,8 +206,8 @@ impl Job {
         Record { key: None, value, headers }
     }
 
-    fn status(&self) -> Record {
-        let status = WorkerStatus { code: 9, message: format!("no: {}", self.call), details: Bytes::new() };
+    fn status(&self, code: u8) -> Record {
+        let status = WorkerStatus { code, message: format!("no: {}", self.call), details: Bytes::new() };
         let mut record = self.reply(self.id, None);
         record.headers.extend(antiphon::message::reply_headers(&status));
         record

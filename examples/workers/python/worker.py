@@ -78,6 +78,19 @@ def bad_field(field, description):
     )
 
 
+def refusal_in_korean(order_id):
+    """FAILED_PRECONDITION with what a person can be shown."""
+    message = f"주문 {order_id}: 결제가 거절되었습니다 ✗"
+    return Refused(
+        FAILED_PRECONDITION,
+        message,
+        error_details_pb2.ErrorInfo(
+            reason="PAYMENT_REFUSED", domain="payments.example", metadata={"order_id": order_id, "은행": "한국은행"}
+        ),
+        error_details_pb2.LocalizedMessage(locale="ko-KR", message=message),
+    )
+
+
 def error_headers(code, message, details=()):
     """grpc-status, grpc-message and grpc-status-details-bin."""
     headers = [("grpc-status", str(code)), ("grpc-message", urllib.parse.quote(message, safe=" !#$&'()*+,/:;=?@[]"))]
@@ -130,6 +143,8 @@ class Services:
                 reason="CURRENCY_NOT_SUPPORTED", domain="payments.example", metadata={"currency": "XXX"}
             )
             raise Refused(FAILED_PRECONDITION, "currency XXX is not supported", info)
+        if order_id.startswith("refused-"):
+            raise refusal_in_korean(order_id)
         if order_id.startswith("slow-"):
             time.sleep(SLOW_SECONDS)
         if order_id.startswith("crash-"):

@@ -10,7 +10,7 @@ use antiphon::transport::{
 use async_trait::async_trait;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::{Fate, Partition, REPLIES, REQUEST_TOPICS, SLOW_FETCH_MS_MAX, SimCluster};
+use super::{Fate, Partition, REPLIES, SLOW_FETCH_MS_MAX, SimCluster, topics};
 use crate::faults::Trouble;
 
 #[async_trait]
@@ -18,7 +18,7 @@ impl Cluster for SimCluster {
     async fn topics(&self) -> Result<Vec<Topic>, ClusterError> {
         self.latency().await;
         let state = self.state();
-        let names = REQUEST_TOPICS.iter().map(|(topic, _)| *topic).chain([REPLIES]);
+        let names = topics().map(|(topic, _)| topic).chain([REPLIES]);
         if names.clone().any(|name| state.has(name, Trouble::ListFails)) {
             return Err(ClusterError::Unreachable("no answer".to_owned()));
         }
@@ -210,12 +210,15 @@ impl PartitionReader for SimReader {
             if offset > partition.end() {
                 return Err(FetchError::OffsetOutOfRange);
             }
-            let unread = offset > partition.fetched_to;
+            let read_to = partition.fetched_to.max(partition.start);
             partition.start = partition.start.max(offset);
-            Ok(unread)
+            partition.fetched_to = partition.fetched_to.max(partition.start);
+            Ok(read_to)
         });
-        if matches!(result, Ok(Ok(true))) {
-            self.cluster.state().history.violated("replies were trimmed that had not been read");
+        if let Ok(Ok(read_to)) = result
+            && read_to < offset
+        {
+            self.cluster.state().trimmed_unread(&self.place, read_to, offset);
         }
         self.ends_with(result.and_then(|trimmed| trimmed.map(drop)))
     }

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use antiphon::correlation::CorrelationId;
+use antiphon::message::{CANCEL, IDEMPOTENCY_KEY};
 use antiphon::transport::{
     Appended, ClusterError, FetchError, Fetched, HeaderName, ProduceError, Received, Record,
 };
@@ -22,19 +23,27 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::faults::{Plan, Trouble, Window};
-use crate::history::{Append, Attempt, History, RefusedConnect, ReplyEntry};
+use crate::history::{Append, Attempt, Beside, History, Kind, RefusedConnect, ReplyEntry};
 use crate::{invariants, messages};
 use clients::Place;
 
 /// Topics of the simulation's proto file, with their partitions.
 pub(crate) const REQUEST_TOPICS: [(&str, i32); 2] = [("keyed", 3), ("spread", 2)];
+/// Where dead letters go, by the same file.
+pub(crate) const LETTER_TOPICS: [(&str, i32); 2] = [("keyed.DLQ", 2), ("letters", 1)];
 /// The reply topic.
 pub(crate) const REPLIES: &str = "replies.sim";
 /// Records with this key are refused.
 pub(crate) const FORBIDDEN_KEY: &[u8] = b"forbidden";
 
+/// All topics but that of the replies.
+pub(crate) fn topics() -> impl Iterator<Item = (&'static str, i32)> + Clone {
+    REQUEST_TOPICS.into_iter().chain(LETTER_TOPICS)
+}
+
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const PRODUCE_TIMEOUT_MS: u64 = 10_000;
+const CUT_NOTICED_MS_MAX: u64 = 50;
 const LANDS_LATER_MS_MAX: u64 = 15_000;
 const THROTTLE_MS_MAX: u64 = 3_000;
 const SLOW_FETCH_MS_MAX: u64 = 4_000;
@@ -108,7 +117,7 @@ impl SimCluster {
             history: History::default(),
         };
         let cluster = Self(Arc::new(Shared { state: Mutex::new(state), changed: Notify::new() }));
-        for (topic, partitions) in REQUEST_TOPICS {
+        for (topic, partitions) in topics() {
             cluster.create(topic, partitions);
         }
         cluster
@@ -130,7 +139,8 @@ impl SimCluster {
     /// Ends all noise; windows end by themselves.
     pub(crate) fn calm_down(&self) {
         let mut state = self.state();
-        state.plan = Plan { windows: std::mem::take(&mut state.plan.windows), ..Plan::calm() };
+        let Plan { windows, circuit, idempotency, .. } = state.plan.clone();
+        state.plan = Plan { windows, circuit, idempotency, ..Plan::calm() };
     }
 
     pub(crate) fn create(&self, topic: &str, partitions: i32) -> bool {
@@ -194,7 +204,13 @@ impl SimCluster {
                 self.delete(topic);
                 self.create(topic, partitions);
             }
+            // Then workers can read what it had taken.
+            Trouble::BrokerDies => {
+                sleep_until(started + window.time.end).await;
+                self.0.changed.notify_waiters();
+            }
             Trouble::LeaderMoves => self.move_leaders(topic),
+            Trouble::Forbidden if window.time.start.as_millis().is_multiple_of(2) => self.move_leaders(topic),
             Trouble::Trimmed => self.expire(topic),
             _ => {}
         }
@@ -208,6 +224,9 @@ impl SimCluster {
     /// Requests of a partition from `next` on, which is moved behind them.
     pub(crate) fn requests(&self, topic: &str, partition: i32, next: &mut (u64, i64)) -> Vec<Received> {
         let state = self.state();
+        if state.has(topic, Trouble::BrokerDies) {
+            return Vec::new();
+        }
         let Some(found) = state.topics.get(topic) else { return Vec::new() };
         if next.0 != found.incarnation {
             *next = (found.incarnation, 0);
@@ -223,8 +242,13 @@ impl SimCluster {
         records.collect()
     }
 
-    /// A worker's record on the reply topic; `call` when it ends that call.
-    pub(crate) fn reply(&self, partition: i32, record: Record, call: Option<usize>) {
+    /// How long workers of this topic do not answer, if they do not.
+    pub(crate) fn silent(&self, topic: &str) -> Option<Duration> {
+        self.state().left_of(topic, Trouble::Silent)
+    }
+
+    /// A worker's record on the reply topic; `ends`: the call that it ends.
+    pub(crate) fn reply(&self, partition: i32, record: Record, ends: Option<(usize, CorrelationId)>) {
         let mut state = self.state();
         let (at, poison) = (state.now(), state.plan.noise.poison);
         let poison = state.roll(poison);
@@ -235,8 +259,10 @@ impl SimCluster {
             found.records.push(Stored::Poison);
         }
         let offset = found.append(at, &record);
-        if let Some(call) = call {
-            let entry = ReplyEntry { call, at, incarnation, partition, offset, lost: None };
+        if let Some((call, id)) = ends {
+            let status = record.headers.iter().find(|(name, _)| name == "grpc-status");
+            let asks_again = status.is_some_and(|(_, code)| [&b"8"[..], b"10", b"14"].contains(&&code[..]));
+            let entry = ReplyEntry { call, id, asks_again, at, incarnation, partition, offset, lost: None };
             state.history.replies.push(entry);
         }
         drop(state);
@@ -251,10 +277,19 @@ impl SimCluster {
         let base = found.end();
         for record in records {
             let offset = found.append(now, record);
-            if let Some((call, id)) = identify(topic, record) {
-                let late = state.history.attempts[attempt].to.is_some();
-                let topic = topic.to_owned();
-                state.history.appends.push(Append { call, id, topic, partition, offset, late });
+            let late = state.history.attempts[attempt].to.is_some();
+            let topic = topic.to_owned();
+            match identify(&topic, record) {
+                Some(Item::Request(call, id)) => {
+                    let idempotency_key = header(record, IDEMPOTENCY_KEY).cloned();
+                    let append = Append { call, id, topic, partition, offset, late, idempotency_key };
+                    state.history.appends.push(append);
+                }
+                Some(Item::Beside(kind, id)) => {
+                    let (record, behind) = (record.clone(), state.history.appends.len());
+                    state.history.beside.push(Beside { kind, id, topic, partition, record, behind, late });
+                }
+                None => {}
             }
         }
         drop(guard);
@@ -281,7 +316,8 @@ impl SimCluster {
         }
         let mut state = self.state();
         let noise = state.plan.noise.connect;
-        if state.has(topic, Trouble::ConnectRefused) || state.roll(noise) {
+        let refused = [Trouble::ConnectRefused, Trouble::BrokerDies].iter().any(|t| state.has(topic, *t));
+        if refused || state.roll(noise) {
             return Err(ClusterError::Unreachable("connection refused".to_owned()));
         }
         if state.has(topic, Trouble::Forbidden) {
@@ -298,14 +334,34 @@ impl SimCluster {
     }
 }
 
-/// Which call a request belongs to; `None` for what is no request.
-fn identify(topic: &str, record: &Record) -> Option<(usize, CorrelationId)> {
+/// What a record on its way from the gateway is.
+enum Item {
+    /// The request of a call, under an id.
+    Request(usize, CorrelationId),
+    /// Something else about the call with this id.
+    Beside(Kind, CorrelationId),
+}
+
+/// `None` for what the gateway should not have sent, and on the reply topic.
+fn identify(topic: &str, record: &Record) -> Option<Item> {
     if topic == REPLIES {
         return None;
     }
-    let call = messages::Request::decode(record.value.clone()?).ok()?.call;
-    let (_, id) = record.headers.iter().find(|(name, _)| name == "kafka_correlationId")?;
-    Some((call as usize, CorrelationId::parse(id)?))
+    let id = CorrelationId::parse(header(record, "kafka_correlationId")?)?;
+    if REQUEST_TOPICS.iter().any(|(known, _)| *known == topic) {
+        if header(record, CANCEL).is_some() {
+            return Some(Item::Beside(Kind::Cancel, id));
+        }
+        let call = messages::Request::decode(record.value.clone()?).ok()?.call;
+        return Some(Item::Request(call as usize, id));
+    }
+    let class = header(record, "failure.class")?;
+    let kind = if class == "late-reply" { Kind::LateReply } else { Kind::DeadLetter };
+    Some(Item::Beside(kind, id))
+}
+
+pub(crate) fn header<'a>(record: &'a Record, name: &str) -> Option<&'a Bytes> {
+    record.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value)
 }
 
 impl State {
@@ -329,6 +385,7 @@ impl State {
 
     /// Judges all that has happened.
     pub(crate) fn judge(&mut self) {
+        self.history.end = self.now();
         invariants::check(&mut self.history, &self.plan);
     }
 
@@ -375,7 +432,13 @@ impl State {
         if self.has(topic, Trouble::NotSent) || self.roll(noise.not_sent) {
             return not_sent("connection lost before anything was sent");
         }
-        let answer = self.millis(PRODUCE_TIMEOUT_MS);
+        // A connection that is cut is noticed at once, one that is silent is not.
+        let cut = self.rng.bool();
+        let answer = self.millis(if cut { CUT_NOTICED_MS_MAX } else { PRODUCE_TIMEOUT_MS });
+        if self.has(topic, Trouble::BrokerDies) {
+            let answer = self.millis(CUT_NOTICED_MS_MAX);
+            return Fate::Unknown { answer, lands: Some(Duration::ZERO) };
+        }
         if self.has(topic, Trouble::Vanishes) || self.roll(noise.vanishes) {
             return Fate::Unknown { answer, lands: None };
         }
@@ -392,13 +455,23 @@ impl State {
     }
 
     fn begin_attempt(&mut self, topic: &str, records: &[Record]) -> usize {
-        let calls = records.iter().filter_map(|record| identify(topic, record)).map(|(call, _)| call);
-        let calls: Vec<usize> = calls.collect();
-        if topic != REPLIES && calls.len() != records.len() {
-            self.history.violated(format!("a record that is no request was sent to {topic}"));
+        let (mut calls, mut ids, mut beside) = (Vec::new(), Vec::new(), Vec::new());
+        for item in records.iter().map(|record| identify(topic, record)) {
+            match item {
+                Some(Item::Request(call, id)) => {
+                    calls.push(call);
+                    ids.push(id);
+                }
+                Some(Item::Beside(kind, id)) => beside.push((kind, id)),
+                None if topic == REPLIES => {}
+                None => {
+                    self.history.violated(format!("a record was sent to {topic} that has no place there"))
+                }
+            }
         }
         let from = self.now();
-        self.history.attempts.push(Attempt { calls, from, to: None, certain: false });
+        let attempt = Attempt { calls, ids, beside, from, to: None, certain: false, throttled: false };
+        self.history.attempts.push(attempt);
         self.history.attempts.len() - 1
     }
 
@@ -406,6 +479,7 @@ impl State {
         let now = self.now();
         let attempt = &mut self.history.attempts[attempt];
         attempt.to = Some(now);
+        attempt.throttled = matches!(result, Err(ProduceError::Throttled { .. }));
         attempt.certain = !matches!(result, Err(ProduceError::Unknown(_) | ProduceError::Throttled { .. }));
     }
 
@@ -413,7 +487,8 @@ impl State {
     fn fetch(&mut self, at: &Place, offset: i64) -> Result<Option<Fetched>, FetchError> {
         let unreachable = |why: &str| Err(FetchError::Unreachable(why.to_owned()));
         let noise = self.plan.noise.fetch;
-        if self.has(&at.topic, Trouble::FetchFails) || self.roll(noise) {
+        let fails = [Trouble::FetchFails, Trouble::BrokerDies].iter().any(|t| self.has(&at.topic, *t));
+        if fails || self.roll(noise) {
             return unreachable("connection lost");
         }
         if self.has(&at.topic, Trouble::Forbidden) {
@@ -452,11 +527,25 @@ impl State {
         Ok(Some(Fetched { records, next_offset, high_watermark }))
     }
 
+    /// Replies that nobody has read may go only where their reader would pass
+    /// over them.
+    fn trimmed_unread(&mut self, at: &Place, from: i64, to: i64) {
+        if self.goes_on_at(at, to) {
+            self.outgrown(self.now(), at, from, to);
+        } else {
+            self.history.violated("replies were trimmed that had not been read");
+        }
+    }
+
+    fn goes_on_at(&self, at: &Place, offset: i64) -> bool {
+        self.asked.get(&at.partition) == Some(&offset)
+    }
+
     /// A topic that was made anew, and has grown past the old offset before the
     /// reader came back, hides what is before it: without topic ids nobody can
     /// tell. This is the only way in which a reader may skip a reply.
     fn outgrown(&mut self, now: Duration, at: &Place, from: i64, to: i64) {
-        let continues = self.asked.get(&at.partition) == Some(&to);
+        let continues = self.goes_on_at(at, to);
         let incarnation = self.topics.get(&at.topic).map(|topic| topic.incarnation);
         if from < to && continues && at.topic == REPLIES {
             self.lose_replies(now, |reply| {

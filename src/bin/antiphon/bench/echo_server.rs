@@ -4,6 +4,7 @@
 use std::convert::Infallible;
 use std::future::{Ready, ready};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use antiphon::supervisor::{StreamExecutor, Supervisor, Task};
 use bytes::{Buf as _, BufMut as _, Bytes};
@@ -39,32 +40,35 @@ pub(super) async fn run(flags: &EchoFlags) -> ExitCode {
     let address = listener.local_addr().unwrap_or(flags.listen);
     println!("antiphon bench echo-server ready grpc={address}");
     tokio::select! {
-        () = serve(listener) => ExitCode::SUCCESS,
+        () = serve(listener, flags.delay) => ExitCode::SUCCESS,
         () = stop.requested() => ExitCode::SUCCESS,
     }
 }
 
 /// Every method of every service.
-async fn serve(listener: TcpListener) {
+async fn serve(listener: TcpListener, delay: Duration) {
     let supervisor = Supervisor::new();
     let mut connections: Vec<Task> = Vec::new();
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             // Out of descriptors, most likely.
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
         connections.retain(|connection| !connection.is_finished());
         if connections.len() < CONNECTIONS_MAX {
-            connections.push(supervisor.spawn("connection", serve_connection(stream)));
+            connections.push(supervisor.spawn("connection", serve_connection(stream, delay)));
         }
     }
 }
 
-async fn serve_connection(stream: TcpStream) {
+async fn serve_connection(stream: TcpStream, delay: Duration) {
     // Without it calls are slower, not wrong.
     let _ = stream.set_nodelay(true);
-    let echo = tower::service_fn(|request: Request<Incoming>| async move {
+    let echo = tower::service_fn(move |request: Request<Incoming>| async move {
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
         let response: Response<Body> = Grpc::new(Raw).unary(Echo, request).await;
         Ok::<_, Infallible>(response)
     });

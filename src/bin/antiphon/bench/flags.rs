@@ -148,6 +148,10 @@ pub(super) struct EchoFlags {
     /// Address to listen on; port 0 takes a free one
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50052")]
     pub(super) listen: std::net::SocketAddr,
+
+    /// Answer after this long, as a server that has something behind it
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = duration_or_zero)]
+    pub(super) delay: Duration,
 }
 
 /// The echo worker.
