@@ -159,7 +159,7 @@ pub(super) enum Attempt {
 ///         if request.amount_minor <= 0 {
 ///             return Err(WorkerError::invalid("amount_minor", "must be above zero"));
 ///         }
-///         if request.currency == "XXX" {
+///         if request.currency == "ZZZ" {
 ///             return Err(WorkerError::rejected(Code::FailedPrecondition, "no such currency"));
 ///         }
 ///         let payment_id = charge(&request).await.map_err(WorkerError::transient)?;

@@ -75,7 +75,7 @@ async fn handle(call: Context, request: PayRequest) -> Result<PayReply, WorkerEr
     if request.amount_minor <= 0 {
         return Err(WorkerError::invalid("amount_minor", "must be above zero"));
     }
-    if request.currency == "XXX" {
+    if request.currency == "ZZZ" {
         return Err(WorkerError::rejected(Code::FailedPrecondition, "no such currency"));
     }
     let payment_id = format!("pay-{}-{}", request.order_id, call.attempt());
