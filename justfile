@@ -15,7 +15,7 @@ demo *ARGS:
 lint:
     cargo fmt --check
     cargo clippy --all-targets --all-features --locked -- -D warnings
-    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked
+    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --all-features --locked
 
 # The hermetic tests.
 test:
@@ -27,7 +27,7 @@ deny:
 
 # The integration tests again, on Apache Kafka and with a schema registry.
 test-kafka:
-    scripts/with-kafka --brokers 1 --registry -- cargo test --locked --features registry-tests --test integration
+    scripts/with-kafka --brokers 1 --registry -- cargo test --locked --features registry-tests,worker-rdkafka --test integration
 
 # grpcurl, Python workers and Python clients against Apache Kafka.
 e2e *ARGS:

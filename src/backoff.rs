@@ -8,20 +8,26 @@ use crate::limits;
 /// that lanes which failed together do not come back together.
 #[derive(Debug, Clone)]
 pub struct Backoff {
+    first: Duration,
     next: Duration,
     max: Duration,
 }
 
 impl Default for Backoff {
     fn default() -> Self {
-        Self {
-            next: Duration::from_millis(limits::RETRY_BACKOFF_MS),
-            max: Duration::from_millis(limits::RETRY_BACKOFF_MAX_MS),
-        }
+        Self::new(
+            Duration::from_millis(limits::RETRY_BACKOFF_MS),
+            Duration::from_millis(limits::RETRY_BACKOFF_MAX_MS),
+        )
     }
 }
 
 impl Backoff {
+    /// Pauses from `first` on, doubled each time up to `max`.
+    pub fn new(first: Duration, max: Duration) -> Self {
+        Self { first, next: first.min(max), max }
+    }
+
     /// The pause before the next attempt.
     pub fn next_pause(&mut self) -> Duration {
         let step = self.next;
@@ -36,7 +42,7 @@ impl Backoff {
 
     /// Starts again after a success.
     pub fn reset(&mut self) {
-        *self = Self { max: self.max, ..Self::default() };
+        *self = Self::new(self.first, self.max);
     }
 }
 

@@ -57,10 +57,11 @@ impl Supervisor {
     /// Ends when an owned task or thread has panicked, with its name.
     pub async fn failed(&self) -> &'static str {
         let mut failure = self.failure.subscribe();
-        match failure.wait_for(Option::is_some).await {
-            Ok(name) => name.unwrap_or("unknown"),
+        let name = failure.wait_for(Option::is_some).await.map(|name| name.unwrap_or("unknown")).ok();
+        match name {
+            Some(name) => name,
             // The sender lives as long as `self`.
-            Err(_) => std::future::pending().await,
+            None => std::future::pending().await,
         }
     }
 }

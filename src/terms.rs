@@ -154,6 +154,14 @@ spelled! {
         UndecodableReply = "undecodable-reply",
         /// A request that Kafka refused.
         Rejected = "rejected",
+        /// A request that a worker's handler could not deal with.
+        HandlerFailed = "handler-failed",
+        /// A request at which a worker's handler panicked.
+        HandlerPanicked = "handler-panicked",
+        /// A request whose value is no message of its method's type.
+        UndecodableRequest = "undecodable-request",
+        /// A request that a worker's handler tried as often as it may.
+        RetriesExhausted = "retries-exhausted",
         /// A reply that came after its call had ended.
         LateReply = "late-reply",
         /// A note that a request was sent again from here.

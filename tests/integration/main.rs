@@ -11,6 +11,9 @@ mod dlq;
 mod formats;
 mod harness;
 mod idempotency;
+mod kit;
+#[cfg(feature = "worker-rdkafka")]
+mod kit_groups;
 mod lifecycle;
 mod outcomes;
 mod poison;

@@ -9,7 +9,7 @@ unless --bootstrap names one, drives every worker through the same cases with
 real gRPC calls, and prints workers against cases. It ends with "N passed,
 N failed", each a cell. Whatever is missing fails the run.
 
-Needs Python 3.11, Java 17, Maven, Go, Node 20 and npm. This file prepares;
+Needs Python 3.11, Java 17, Maven, Go, Rust 1.91, Node 20 and npm. This file prepares;
 workers.py says how each worker is built, started and what to expect of it,
 cases.py holds the cases, matrix.py runs them.
 """
@@ -82,6 +82,12 @@ def build_go():
     unless_built("go", [workers.GO_BINARY], [folder], lambda: run(command, folder))
 
 
+def build_rust():
+    need("cargo", "Rust 1.91, for the Rust worker")
+    # cargo knows itself what is built.
+    run(["cargo", "build", "--release", "--locked"], EXAMPLES / "rust", CARGO_TARGET_DIR=str(workers.RUST_TARGET))
+
+
 def need_node():
     for tool in ("node", "npm"):
         need(tool, "Node 20.19 or later with npm, for the workers node and nestjs")
@@ -123,6 +129,7 @@ BUILDS = {
     "spring": lambda: build_java("spring", workers.SPRING_JAR),
     "smallrye": lambda: build_java("smallrye", workers.SMALLRYE_JAR),
     "go": build_go,
+    "rust": build_rust,
     "node": build_node,
     "nestjs": build_nestjs,
     "faststream": build_faststream,

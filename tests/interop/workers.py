@@ -16,6 +16,8 @@ BUILT = ROOT / ".cache" / "interop"
 SPRING_JAR = EXAMPLES / "spring" / "target" / "worker-spring.jar"
 SMALLRYE_JAR = EXAMPLES / "smallrye" / "target" / "quarkus-app" / "quarkus-run.jar"
 GO_BINARY = BUILT / "worker-go"
+RUST_TARGET = BUILT / "target-rust"
+RUST_BINARY = RUST_TARGET / "release" / "worker-rust"
 NESTJS_MAIN = EXAMPLES / "nestjs" / "dist" / "main.js"
 FASTSTREAM_PYTHON = BUILT / "venv-faststream" / "bin" / "python"
 
@@ -55,6 +57,8 @@ class Worker:
     exception: Sees = Sees("INTERNAL", "the handler broke on order")
     null: Sees = Sees("INTERNAL", "no value")
     exit_code: int = 0
+    # Whose requests are handled one after the other: those of a partition, or of a key.
+    order: str = "partition"
     # How many members of the group one process makes.
     members_per_process: int = 1
 
@@ -110,6 +114,11 @@ WORKERS = [
         null=Sees(NO_REPLY, limit="a processor that returns null sends no reply"),
     ),
     Worker("go", "go", fixed(GO_BINARY)),
+    Worker(
+        "rust", "rust", fixed(RUST_BINARY), order="key",
+        null=Sees("OK", limit="a typed handler has no null to return"),
+    ),
+    Worker("rust, in order", "rust", fixed(RUST_BINARY), environment={"ORDER": "partition"}, cases=("order", "rebalance")),
     Worker("node", "node", fixed("node", EXAMPLES / "node" / "worker.js")),
     Worker("nestjs", "nestjs", fixed("node", NESTJS_MAIN), dialect="nestjs", exit_code=BY_SIGTERM),
     Worker(
@@ -140,7 +149,6 @@ WORKERS = [
         null=Sees("OK", limit="a handler that returns None answers with an empty message"),
     ),
 ]  # fmt: skip
-# A worker with the Rust kit has its row here, and its build in run.py, once there is one.
 
 CASES = (
     "success", "business", "exception", "empty", "null", "1 MiB",

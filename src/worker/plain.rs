@@ -1,0 +1,216 @@
+//! A worker that takes bytes and belongs to no group: what the demo, the tests
+//! and the benchmarks need.
+//!
+//! It reads every partition of its topics from their end on, in order, so there
+//! must be one such worker for a topic. For anything else there is the kit.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::backoff::Backoff;
+use crate::message::{CONTENT_TYPE, GRPC_DEADLINE, GRPC_METHOD, PROTOBUF, WorkerStatus, reply_headers};
+use crate::supervisor::{Supervisor, Task};
+use crate::terms::Compression;
+use crate::transport::{
+    Cluster, ClusterError, FetchError, HeaderName, PartitionReader, PartitionWriter, Received, Record,
+};
+
+/// How long a fetch waits for a request.
+const FETCH_WAIT: Duration = Duration::from_millis(500);
+/// Attempts at writing a batch of replies.
+const REPLY_ATTEMPTS_MAX: u32 = 20;
+/// Reply partitions whose connection is kept; beyond it all are closed.
+const WRITERS_MAX: usize = 256;
+
+/// One request, as a handler sees it.
+#[derive(Debug)]
+pub struct Call<'a> {
+    /// Path of the method.
+    pub method: &'a str,
+    /// The message.
+    pub message: Bytes,
+    /// The record it came in.
+    pub record: &'a Received,
+}
+
+/// Answers requests. Calls of one partition come one after the other.
+#[async_trait]
+pub trait Handler: Send + Sync + 'static {
+    /// The reply's message, or the error in its place; `None` sends no reply.
+    async fn handle(&self, call: Call<'_>) -> Option<Result<Bytes, WorkerStatus>>;
+}
+
+/// A worker that runs until it is dropped.
+#[derive(Debug)]
+pub struct Worker {
+    _partitions: Vec<Task>,
+}
+
+impl Worker {
+    /// Starts a worker on `topics`, which must exist. Returns when every
+    /// partition is positioned at its end: requests sent from now on are seen.
+    pub async fn start(
+        cluster: Arc<dyn Cluster>,
+        topics: &[&str],
+        handler: Arc<dyn Handler>,
+        supervisor: &Supervisor,
+    ) -> Result<Self, ClusterError> {
+        let known: HashMap<_, _> =
+            cluster.topics().await?.into_iter().map(|topic| (topic.name, topic.partitions)).collect();
+        let mut partitions = Vec::new();
+        for topic in topics {
+            let count = *known.get(*topic).ok_or_else(|| ClusterError::NoSuchTopic((*topic).to_owned()))?;
+            for partition in 0..count {
+                let mut reader = cluster.reader(topic, partition).await?;
+                let end = reader.end_offset().await;
+                let next_offset = end.map_err(|error| ClusterError::Unreachable(error.to_string()))?;
+                let work = PartitionWork {
+                    topic: (*topic).to_owned(),
+                    partition,
+                    next_offset,
+                    cluster: Arc::clone(&cluster),
+                    handler: Arc::clone(&handler),
+                    writers: HashMap::new(),
+                };
+                partitions.push(supervisor.spawn("worker partition", work.run(Some(reader))));
+            }
+        }
+        Ok(Self { _partitions: partitions })
+    }
+}
+
+type ReplyPlace = (String, i32);
+
+struct PartitionWork {
+    topic: String,
+    partition: i32,
+    next_offset: i64,
+    cluster: Arc<dyn Cluster>,
+    handler: Arc<dyn Handler>,
+    writers: HashMap<ReplyPlace, Box<dyn PartitionWriter>>,
+}
+
+impl PartitionWork {
+    async fn run(mut self, mut reader: Option<Box<dyn PartitionReader>>) {
+        let mut backoff = Backoff::default();
+        loop {
+            let opened = match reader.take() {
+                Some(reader) => Ok(reader),
+                None => self.cluster.reader(&self.topic, self.partition).await,
+            };
+            match opened {
+                Ok(reader) => {
+                    let error = self.work(reader, &mut backoff).await;
+                    tracing::warn!(topic = self.topic, partition = self.partition, %error, "worker interrupted");
+                }
+                Err(error) => {
+                    tracing::warn!(topic = self.topic, partition = self.partition, %error, "worker cannot read");
+                }
+            }
+            backoff.pause().await;
+        }
+    }
+
+    async fn work(&mut self, mut reader: Box<dyn PartitionReader>, backoff: &mut Backoff) -> FetchError {
+        loop {
+            match reader.fetch(self.next_offset, FETCH_WAIT).await {
+                Ok(fetched) => {
+                    backoff.reset();
+                    self.next_offset = fetched.next_offset;
+                    self.handle(fetched.records).await;
+                }
+                Err(FetchError::OffsetOutOfRange) => match reader.start_offset().await {
+                    Ok(start) => self.next_offset = start,
+                    Err(error) => return error,
+                },
+                Err(FetchError::Undecodable(_)) => self.next_offset += 1,
+                Err(error) => return error,
+            }
+        }
+    }
+
+    async fn handle(&mut self, requests: Vec<Received>) {
+        let mut replies: HashMap<ReplyPlace, Vec<Record>> = HashMap::new();
+        for request in &requests {
+            let Some(result) = answer(&*self.handler, request).await else { continue };
+            let Some((place, record)) = reply(request, result) else { continue };
+            replies.entry(place).or_default().push(record);
+        }
+        for (place, records) in replies {
+            self.send(place, &records).await;
+        }
+    }
+
+    async fn send(&mut self, place: ReplyPlace, records: &[Record]) {
+        let mut backoff = Backoff::default();
+        for _ in 0..REPLY_ATTEMPTS_MAX {
+            let Err(error) = self.try_send(&place, records).await else { return };
+            tracing::warn!(topic = place.0, partition = place.1, error, "replies not written");
+            self.writers.remove(&place);
+            backoff.pause().await;
+        }
+    }
+
+    async fn try_send(&mut self, place: &ReplyPlace, records: &[Record]) -> Result<(), String> {
+        if self.writers.len() > WRITERS_MAX {
+            self.writers.clear();
+        }
+        if !self.writers.contains_key(place) {
+            let writer = self.cluster.writer(&place.0, place.1).await.map_err(|error| error.to_string())?;
+            self.writers.insert(place.clone(), writer);
+        }
+        match self.writers.get_mut(place) {
+            Some(writer) => {
+                writer.produce(records, Compression::None).await.map(drop).map_err(|e| e.to_string())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+async fn answer(handler: &dyn Handler, request: &Received) -> Option<Result<Bytes, WorkerStatus>> {
+    if has_expired(request) {
+        return None;
+    }
+    let method =
+        request.header(GRPC_METHOD).and_then(|value| std::str::from_utf8(value).ok()).unwrap_or_default();
+    // A tombstone is a caller's word that it has gone.
+    let message = request.value.clone()?;
+    handler.handle(Call { method, message, record: request }).await
+}
+
+/// Nobody waits any more: working on it would only delay the others.
+fn has_expired(request: &Received) -> bool {
+    let deadline = request
+        .header(GRPC_DEADLINE)
+        .and_then(|value| std::str::from_utf8(value).ok())
+        .and_then(|text| text.parse::<u128>().ok());
+    let now =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_millis();
+    deadline.is_some_and(|deadline| deadline < now)
+}
+
+/// Where the reply goes and what it is; `None` when nobody asked for one.
+fn reply(request: &Received, result: Result<Bytes, WorkerStatus>) -> Option<(ReplyPlace, Record)> {
+    let topic = std::str::from_utf8(request.header("kafka_replyTopic")?).ok()?.to_owned();
+    let partition = request
+        .header("kafka_replyPartition")
+        .and_then(|value| <[u8; 4]>::try_from(&value[..]).ok())
+        .map_or(0, i32::from_be_bytes);
+    let mut headers = vec![
+        (HeaderName::Borrowed("kafka_correlationId"), request.header("kafka_correlationId")?.clone()),
+        (HeaderName::Borrowed(CONTENT_TYPE), Bytes::from_static(PROTOBUF.as_bytes())),
+    ];
+    let value = match result {
+        Ok(message) => message,
+        Err(status) => {
+            headers.extend(reply_headers(&status));
+            Bytes::new()
+        }
+    };
+    Some(((topic, partition), Record { key: request.key.clone(), value: Some(value), headers }))
+}
