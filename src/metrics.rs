@@ -34,6 +34,9 @@ pub struct Metrics {
     pub connections: Gauge,
     /// `antiphon_replies_total{kind}`: records read from the reply topic.
     pub replies: Family<ReplyLabels, Counter>,
+    /// `antiphon_collected_replies_total{method}`: replies of calls that have
+    /// several, by the time these ended.
+    pub collected_replies: Family<MethodLabels, Counter>,
     /// `antiphon_produced_records_total`: request records acknowledged.
     pub produced_records: Counter,
     /// `antiphon_produced_batches_total`: produce requests acknowledged.
@@ -65,9 +68,16 @@ pub struct CallLabels {
 /// Labels of `antiphon_replies_total`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ReplyLabels {
-    /// What the record was: delivered, late, duplicate, foreign, heartbeat,
-    /// request, uncorrelated or undecodable.
+    /// What the record was: delivered, part, late, duplicate, refused, foreign,
+    /// heartbeat, request, uncorrelated or undecodable.
     pub kind: &'static str,
+}
+
+/// Labels of `antiphon_collected_replies_total`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct MethodLabels {
+    /// Path of the method.
+    pub method: Arc<str>,
 }
 
 /// Labels of `antiphon_produce_errors_total`.
@@ -111,6 +121,7 @@ impl Metrics {
             ready: Gauge::default(),
             connections: Gauge::default(),
             replies,
+            collected_replies: Family::default(),
             produced_records: Counter::default(),
             produced_batches: Counter::default(),
             produce_errors: Family::default(),
@@ -130,12 +141,17 @@ impl Metrics {
         registry.register("calls_in_flight", "Calls that have not ended", self.calls_in_flight.clone());
         registry.register(
             "bytes_held",
-            "Bytes of request messages of calls in flight",
+            "Bytes of request messages of calls in flight, and of replies that wait for others",
             self.bytes_held.clone(),
         );
         registry.register("ready", "1 when calls are accepted", self.ready.clone());
         registry.register("connections", "gRPC connections open", self.connections.clone());
         registry.register("replies", "Records read from the reply topic, by kind", self.replies.clone());
+        registry.register(
+            "collected_replies",
+            "Replies of calls that have several, by method",
+            self.collected_replies.clone(),
+        );
         registry.register("produced_records", "Request records acknowledged", self.produced_records.clone());
         registry.register("produced_batches", "Produce requests acknowledged", self.produced_batches.clone());
         registry.register(

@@ -1,7 +1,7 @@
 //! The gRPC edge: connections in, calls to the exchange, answers out.
 //!
 //! ```text
-//! acceptor ──► least busy shard ──► hyper HTTP/2 ──► service ─┬─ unary ──► exchange
+//! acceptor ──► least busy shard ──► hyper HTTP/2 ──► service ─┬─ unary, streaming ──► exchange
 //!                               └─► HTTP/1.1 ──► web ────┘    │
 //!                                                             ├─ grpc.health.v1
 //!                                                             └─ grpc.reflection.v1, v1alpha
@@ -19,6 +19,7 @@ mod message;
 pub mod metadata;
 mod service;
 mod status;
+mod streaming;
 mod unary;
 mod web;
 
