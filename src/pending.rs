@@ -155,19 +155,9 @@ struct Slot {
 
 #[derive(Debug)]
 enum State {
-    Waiting {
-        wait_for: WaitFor,
-        progress: Progress,
-        waker: Option<Waker>,
-        more: Option<Box<More>>,
-    },
-    Done {
-        completion: Option<Completion>,
-        progress: Progress,
-    },
-    Free {
-        ended: Ended,
-    },
+    Waiting { wait_for: WaitFor, progress: Progress, waker: Option<Waker>, more: Option<Box<More>> },
+    Done { completion: Option<Completion>, progress: Progress },
+    Free { ended: Ended },
 }
 
 /// What the slots of few calls have besides; boxed, since all would carry it.

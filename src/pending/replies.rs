@@ -266,7 +266,8 @@ mod tests {
     }
 
     fn record(offset: i64, last: bool, bytes: usize) -> Option<Received> {
-        let headers = if last { vec![("antiphon-last".into(), Bytes::from_static(b"true"))] } else { Vec::new() };
+        let headers =
+            if last { vec![("antiphon-last".into(), Bytes::from_static(b"true"))] } else { Vec::new() };
         Some(Received { offset, timestamp_ms: 0, key: None, value: Some(vec![0; bytes].into()), headers })
     }
 
@@ -326,7 +327,8 @@ mod tests {
         let overflow = |room_max: usize, sizes: &[usize]| {
             let room = Arc::new(AtomicUsize::new(0));
             let queue = replies(None, &room, room_max);
-            let verdicts: Vec<Verdict> = sizes.iter().map(|size| queue.push(&mut record(0, false, *size))).collect();
+            let verdicts: Vec<Verdict> =
+                sizes.iter().map(|size| queue.push(&mut record(0, false, *size))).collect();
             let (refused, before) = verdicts.split_last().unwrap();
             assert!(before.iter().all(|verdict| *verdict == Verdict::Delivered), "{verdicts:?}");
             assert_eq!((*refused, room.load(Ordering::Relaxed)), (Verdict::Refused, 0));

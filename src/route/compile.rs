@@ -163,6 +163,7 @@ impl<'a> Judge<'a> {
         let (timeout, timeout_max) = self.timeouts();
         let key = self.key(&input);
         let dead_letter_on = self.dead_letter_on();
+        let partitioning = self.partitioning(&input, key.is_some());
         let mode = self.mode(&output);
         let dialect = self.dialect();
         Route {
@@ -170,7 +171,7 @@ impl<'a> Judge<'a> {
             path,
             service: service.full_name().into(),
             method: self.method.name().into(),
-            partitioning: self.partitioning(&input, key.is_some()),
+            partitioning,
             key,
             timeout,
             timeout_max,

@@ -81,7 +81,9 @@ impl Judge<'_> {
     }
 
     fn skips_errors(&mut self, dialect: &Dialect) -> bool {
-        let Some(written) = self.layers.pick(|s| &s.skip_errors).filter(|yes| yes.value) else { return false };
+        let Some(written) = self.layers.pick(|s| &s.skip_errors).filter(|yes| yes.value) else {
+            return false;
+        };
         if *dialect == Dialect::Zilla {
             let what = "skip_errors: an error is the end of all replies in the dialect zilla";
             self.mistakes.push(written.mistake(what));
@@ -174,7 +176,8 @@ impl Judge<'_> {
     fn what_asks_for_several(&self) -> &super::Origin {
         let count = self.layers.pick(|s| &s.replies).map(|written| &written.origin);
         let flags = [self.layers.pick(|s| &s.until_last), self.layers.pick(|s| &s.partial_on_timeout)];
-        let flags = flags.into_iter().flatten().filter(|written| written.value).map(|written| &written.origin);
+        let flags =
+            flags.into_iter().flatten().filter(|written| written.value).map(|written| &written.origin);
         count.into_iter().chain(flags).next().unwrap_or(&self.origin)
     }
 }

@@ -30,7 +30,9 @@ pub struct RouteTable {
 pub(super) enum Entry {
     Route(Arc<Route>),
     /// The caller streams, so it is not served.
-    Streaming { server: bool },
+    Streaming {
+        server: bool,
+    },
 }
 
 /// What a look-up found.

@@ -182,11 +182,11 @@ impl PartitionWork {
     }
 }
 
-/// What is sent for one request, each with what it has besides.
-async fn answers(
-    handler: &dyn Handler,
-    request: &Received,
-) -> Vec<(Result<Bytes, WorkerStatus>, Vec<(HeaderName, Bytes)>)> {
+/// One of the replies to a request, and the headers that it has besides.
+type Numbered = (Result<Bytes, WorkerStatus>, Vec<(HeaderName, Bytes)>);
+
+/// What is sent for one request.
+async fn answers(handler: &dyn Handler, request: &Received) -> Vec<Numbered> {
     if has_expired(request) {
         return Vec::new();
     }
@@ -203,7 +203,7 @@ async fn answers(
 
 /// Replies in their order, the last one marked. One at least: the end is said
 /// with a message.
-fn number(messages: Vec<Bytes>) -> Vec<(Result<Bytes, WorkerStatus>, Vec<(HeaderName, Bytes)>)> {
+fn number(messages: Vec<Bytes>) -> Vec<Numbered> {
     let count = messages.len();
     let numbered = messages.into_iter().zip(1..).map(|(message, number)| {
         let mut headers = vec![(HeaderName::Borrowed(SEQUENCE), Bytes::from(number.to_string()))];

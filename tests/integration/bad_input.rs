@@ -18,6 +18,8 @@ use crate::raw::{begin, framed, post};
 async fn what_the_caller_got_wrong() {
     let gateway = TestGateway::build()
         .config(|config| config.grpc.message_bytes_max = 1_000)
+        .proto("syntax = \"proto3\"; package up.v1; message A {} service UpService { rpc Up(stream A) returns (A); rpc Down(A) returns (A); }")
+        .topic("up.v1.UpService", 1)
         .handler(Samples::default())
         .start()
         .await;

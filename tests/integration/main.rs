@@ -1,6 +1,7 @@
 //! The gateway from the outside: gRPC clients, a Kafka cluster, workers.
 #![allow(clippy::unwrap_used, clippy::expect_used, unreachable_pub, reason = "a test fails by panicking")]
 
+mod aggregate;
 mod bad_input;
 mod bench;
 mod calls;
@@ -21,4 +22,6 @@ mod raw;
 mod records;
 #[cfg(feature = "registry-tests")]
 mod registry;
+mod several;
+mod streams;
 mod web;

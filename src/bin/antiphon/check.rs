@@ -44,7 +44,10 @@ fn render(table: &RouteTable) -> String {
         [count(table.routes().len(), "method"), count(services, "service"), count(topics, "request topic")];
     text.push_str(&format!("\n{}\n", counts.join(", ")));
     for path in table.not_served() {
-        text.push_str(&format!("not served: {}, whose caller sends a stream\n", path.trim_start_matches('/')));
+        text.push_str(&format!(
+            "not served: {}, whose caller sends a stream\n",
+            path.trim_start_matches('/')
+        ));
     }
     text
 }
