@@ -70,6 +70,12 @@ impl Unary {
         }
     }
 
+    /// Counts a call that was not let in.
+    pub(super) fn count(&self, route: &Route, code: Code) {
+        let labels = CallLabels { method: Arc::clone(&route.path), code: code_name(code) };
+        self.exchange.metrics().calls.get_or_create_owned(&labels).inc();
+    }
+
     async fn call<B: RequestBody>(
         &self,
         route: &Arc<Route>,
