@@ -130,3 +130,8 @@ pub const JWKS_REFRESH_MS: u64 = 60_000;
 pub const JWKS_TIMEOUT_MS: u64 = 5_000;
 /// How far the clocks of token issuers may differ from ours, in milliseconds.
 pub const TOKEN_LEEWAY_MS: u64 = 30_000;
+/// Calls that a shard refuses at once each second for lack of room; more wait
+/// for their turn, so that refusals leave time for the calls in flight.
+pub const REFUSALS_PER_SECOND: u64 = 10_000;
+/// How long such a refusal may wait, in milliseconds.
+pub const REFUSAL_DELAY_MAX_MS: u64 = 1_000;

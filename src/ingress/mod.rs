@@ -18,6 +18,7 @@ mod guard;
 mod health;
 mod message;
 pub mod metadata;
+mod pace;
 mod service;
 mod status;
 mod tls;
