@@ -32,6 +32,9 @@ pub struct Metrics {
     pub ready: Gauge,
     /// `antiphon_connections`: gRPC connections open.
     pub connections: Gauge,
+    /// `antiphon_tls_certificate_expiry_seconds`: when the certificate of the
+    /// gRPC listener ends, in seconds since 1970; 0 without one.
+    pub certificate_expiry: Gauge,
     /// `antiphon_replies_total{kind}`: records read from the reply topic.
     pub replies: Family<ReplyLabels, Counter>,
     /// `antiphon_collected_replies_total{method}`: replies of calls that have
@@ -120,6 +123,7 @@ impl Metrics {
             bytes_held: Gauge::default(),
             ready: Gauge::default(),
             connections: Gauge::default(),
+            certificate_expiry: Gauge::default(),
             replies,
             collected_replies: Family::default(),
             produced_records: Counter::default(),
@@ -146,6 +150,11 @@ impl Metrics {
         );
         registry.register("ready", "1 when calls are accepted", self.ready.clone());
         registry.register("connections", "gRPC connections open", self.connections.clone());
+        registry.register(
+            "tls_certificate_expiry_seconds",
+            "When the gRPC listener's certificate ends, in seconds since 1970",
+            self.certificate_expiry.clone(),
+        );
         registry.register("replies", "Records read from the reply topic, by kind", self.replies.clone());
         registry.register(
             "collected_replies",

@@ -22,6 +22,7 @@ mod raw;
 mod records;
 #[cfg(feature = "registry-tests")]
 mod registry;
+mod security;
 mod several;
 mod streams;
 mod web;
