@@ -35,7 +35,7 @@ const UNACKNOWLEDGED_MAX: usize = 64;
 /// are complete, with an error that they are not.
 pub struct Replies<R> {
     call: Context,
-    messages: mpsc::Sender<Bytes>,
+    messages: Messages,
     reply: PhantomData<fn(R)>,
 }
 
@@ -57,7 +57,8 @@ impl From<NobodyWaits> for WorkerError {
 }
 
 impl<R: Message> Replies<R> {
-    /// Sends one more. Waits while too many are on their way.
+    /// Sends one more, with the headers that [`Context::reply_header`] has added
+    /// since the last. Waits while too many are on their way.
     ///
     /// # Errors
     /// Nobody waits for it; stop.
@@ -65,7 +66,9 @@ impl<R: Message> Replies<R> {
         if self.call.is_cancelled() || self.call.has_expired() {
             return Err(NobodyWaits);
         }
-        self.messages.send(Bytes::from(reply.encode_to_vec())).await.map_err(|_| NobodyWaits)
+        // Those that were added for this reply, and not for one that the handler is ahead with.
+        let headers = self.call.take_reply_headers();
+        self.messages.send((Bytes::from(reply.encode_to_vec()), headers)).await.map_err(|_| NobodyWaits)
     }
 }
 
@@ -73,7 +76,9 @@ impl<R: Message> Replies<R> {
 pub(super) type ServeMany = dyn Fn(Context, Bytes, Messages) -> BoxFuture<'static, Attempt> + Send + Sync;
 
 /// Where such a handler's messages go.
-pub(super) type Messages = mpsc::Sender<Bytes>;
+pub(super) type Messages = mpsc::Sender<(Bytes, Headers)>;
+
+type Headers = Vec<(HeaderName, Bytes)>;
 
 impl<R> Replies<R> {
     pub(super) fn new(call: Context, messages: Messages) -> Self {
@@ -90,7 +95,7 @@ struct Sent {
 
 impl Sent {
     /// The number of the next one, as a header.
-    fn number(&mut self) -> Vec<(HeaderName, Bytes)> {
+    fn number(&mut self) -> Headers {
         self.number += 1;
         vec![(HeaderName::Borrowed(SEQUENCE), Bytes::from(self.number.to_string()))]
     }
@@ -124,6 +129,7 @@ impl Shared {
             }
         };
         end.headers.push((HeaderName::Borrowed(LAST), Bytes::from_static(b"true")));
+        end.headers.extend(call.take_reply_headers());
         let mut written = self.begin(call, &mut sent, end).await;
         release();
         while let Some(earlier) = sent.on_the_way.next().await {
@@ -169,9 +175,9 @@ impl Shared {
             let written = tokio::select! {
                 biased;
                 Some(written) = sent.on_the_way.next() => written,
-                Some(value) = replies.recv(), if sent.on_the_way.len() < UNACKNOWLEDGED_MAX => {
-                    let reply = Record { value: Some(value), headers: sent.number(), ..Record::default() };
-                    self.begin(call, sent, reply).await
+                Some((value, mut headers)) = replies.recv(), if sent.on_the_way.len() < UNACKNOWLEDGED_MAX => {
+                    headers.extend(sent.number());
+                    self.begin(call, sent, Record { value: Some(value), headers, ..Record::default() }).await
                 }
                 ended = &mut handling, if outcome.is_none() => {
                     outcome = Some(ended);
@@ -189,7 +195,6 @@ impl Shared {
         record.key = call.record().key.clone();
         record.headers.extend(call.reply_to().map(|(_, id)| id));
         record.headers.push((HeaderName::Borrowed(CONTENT_TYPE), Bytes::from_static(PROTOBUF.as_bytes())));
-        record.headers.extend(call.take_reply_headers());
         let (outbox, to) = (Arc::clone(&self.outbox), sent.to.clone());
         let mut sending: BoxFuture<'static, _> = Box::pin(async move { outbox.send(to, record).await });
         // Polled once, it has its place before what is sent next.
