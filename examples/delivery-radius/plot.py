@@ -2,7 +2,7 @@
 
 from html import escape
 
-WIDTH, LEFT, RIGHT, HIGH, TOP, GAP = 860, 70, 30, 190, 70, 60
+WIDTH, LEFT, RIGHT, HIGH, TOP, GAP = 860, 70, 30, 190, 88, 60
 COLOURS = ["#2b6cb0", "#d69e2e", "#c53030"]
 FONT = "font-family='system-ui, sans-serif'"
 
@@ -17,7 +17,7 @@ def draw(path, lines, triggers, shops, events):
         text(16, 28, f"{shops:,} shops, three triggers at once", size=17, weight=600),
         text(16, 48, f"{shops * len(triggers):,} calls in {seconds:.0f} s", colour="#666666"),
     ]
-    out += panel(TOP, "answers a second", seconds, max(rate for _, rate in rates) or 1, [(rates, "#2f855a", "")], events)
+    out += panel(TOP, "answers a second", seconds, round_up(max(rate for _, rate in rates)), [(rates, "#2f855a", "")], events)
     shares = [
         ([(0, 0)] + [(line["seconds"], 100 * line["done"][n] / shops) for line in lines], COLOURS[n], name)
         for n, name in enumerate(triggers)
@@ -36,6 +36,14 @@ def rates_of(lines, window=1.0):
             found.append((line["seconds"], (total - done) / max(line["seconds"] - at, 0.001)))
             at, done = line["seconds"], total
     return found
+
+
+def round_up(value):
+    """The next number that quarters well."""
+    step = 4
+    while step * 10 < value:
+        step *= 10
+    return next(step * times for times in (1, 2, 3, 4, 5, 6, 8, 10) if step * times >= value)
 
 
 def text(x, y, words, size=12, weight=400, colour="#1a1a1a", anchor="start"):

@@ -18,6 +18,7 @@ SETTINGS = {
     "max_connections": "50",
     "shared_buffers": "128MB",
     "max_wal_size": "2GB",
+    "work_mem": "64MB",
     "checkpoint_timeout": "15min",
     # A wait for a row that takes longer than this is logged, and searched for
     # a deadlock. The default, 1 s, would hide most waits.

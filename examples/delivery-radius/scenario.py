@@ -75,7 +75,7 @@ class Bar:
         rate = (done - self.done) / max(seconds - self.at, 0.001)
         self.told, self.done, self.at = seconds, done, seconds
         filled = BAR * done // self.total
-        each = " ".join(f"{name.split(' (')[0]} {100 * TRIGGERS_TIMES * one // self.total}%"
+        each = " ".join(f"{name.split(' (')[0]} {100 * len(TRIGGERS) * one // self.total}%"
                         for name, one in zip(TRIGGERS, line["done"], strict=True))  # fmt: skip
         text = f"  [{'#' * filled}{'.' * (BAR - filled)}] {done:>9,}/{self.total:,} {rate:>7,.0f}/s  {each}  failed {sum(line['failed']):,}"
         print(f"\r{text}\033[K" if self.terminal else text, end="" if self.terminal else "\n", flush=True)
@@ -83,9 +83,6 @@ class Bar:
     def end(self):
         if self.terminal:
             say()
-
-
-TRIGGERS_TIMES = len(TRIGGERS)
 
 
 class Scenario:
@@ -246,12 +243,15 @@ class Scenario:
         check(ran.returncode == 0, f"topic: {ran.stderr}")
         if self.options.spoil not in (None, "unkeyed"):
             self.spoil()
+        began = time.monotonic()
         checks.load(self.postgres, self.options.shops, self.folder / "calls.csv", records)
 
         def show(words, count, examples):
             say(f"  {'holds' if not count else 'FAILS'}  {words}" + (f": {count:,} contradict, such as {examples}" if count else ""))
 
-        return checks.all_hold(self.postgres, show)
+        holds = checks.all_hold(self.postgres, show)
+        say(f"  asked in {time.monotonic() - began:.0f} s")
+        return holds
 
     def spoil(self):
         """Makes what happened wrong by a little, so that it shows whether the check notices."""
@@ -295,7 +295,7 @@ def table(scenario, naive, lines, summary, trouble, holds):
         ("deadlocks", f"{naive['deadlocks']:,}", f"{trouble['deadlocks']:,}"),
         ("lock time-outs", f"{naive['lock_timeouts']:,}", f"{trouble['lock time-outs']:,}"),
         ("waits for a lock over 100 ms", f"{naive['waits']:,}", f"{trouble['lock waits']:,}"),
-        ("changes lost, nobody told", f"{naive['shops_lost']:,}", "0" if holds else "see above"),
+        ("changes given up", f"{naive['shops_lost']:,}", "0" if holds else "see above"),
         ("fired in order, wrong at the end", f"{naive['wrong']:,} of {naive['shops']:,}", f"{late:,} of {chained:,}"),
         ("calls with their own outcome", "none", f"{sum(summary['codes'].values()):,}"),
         ("calls that failed, with the reason", "-", f"{calls - summary['codes'].get('OK', 0):,}"),
@@ -356,6 +356,8 @@ def play(scenario):
 
 
 def main():
+    # Ends in good order, with its children, when it is told to end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     scenario = Scenario(options())
     went_well = False
     try:

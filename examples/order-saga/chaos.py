@@ -106,11 +106,12 @@ class Chaos:
             check(died > 0, f"{name} was never killed; this run has shown too little")
 
 
-def points_for(name, rounds, rng):
-    """The places where the first lives of a process end."""
-    kind = "orchestrator" if name == "orchestrator" else "worker"
+def points_for(name, orders, rounds, rng):
+    """The places where the first lives of a process end; further apart where
+    there are more orders."""
     if name.startswith("gateway"):
         return []
-    points = POINTS[kind] * rounds
+    wide = max(1, orders // (300 * rounds))
+    points = [(place, low * wide, high * wide) for place, low, high in POINTS["orchestrator" if name == "orchestrator" else "worker"] * rounds]
     rng.shuffle(points)
     return points

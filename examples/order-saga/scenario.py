@@ -163,7 +163,7 @@ class Scenario:
             starts[f"gateway-{n + 1}"] = self.gateway(gateways[n], ports[GATEWAYS + n])
         starts["orchestrator"] = lambda name, crash: Process(self.folder, name, orchestrator, environment={**self.environment, **crash})
         for name, start in starts.items():
-            one = Supervised(name, start, points_for(name, self.options.rounds, self.rng), self.rng)
+            one = Supervised(name, start, points_for(name, self.options.orders, self.options.rounds, self.rng), self.rng)
             self.supervised.append(one)
             one.begin()
         self.wait_for_all()
@@ -332,6 +332,8 @@ def play(scenario):
 
 
 def main():
+    # Ends in good order, with its children, when it is told to end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     scenario = Scenario(options())
     went_well = False
     try:
