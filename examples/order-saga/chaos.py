@@ -17,6 +17,7 @@ KILLS = ["orchestrator", "inventory", "payment", "orders", "gateway-1", "gateway
 PAUSES = ["payment", "inventory"]
 PAUSE_SECONDS = 5.5
 RESTART_SECONDS = (0.2, 1.0)
+EXIT_START_AGAIN = 75  # as worker.py ends when Kafka has taken its place away
 
 
 class Supervised:
@@ -44,9 +45,12 @@ class Supervised:
                 self.continue_at = None
         else:
             code = self.process.exit_code(1)
-            if code != -signal.SIGKILL:
+            if code == EXIT_START_AGAIN:
+                self.died_at.append("asked to be started again")
+            elif code == -signal.SIGKILL:
+                self.died_at.append(self.point.partition(":")[0] if not self.killed and self.point else "signal")
+            else:
                 raise Failure(f"{self.process.name} ended by itself with {code}\n{tail(self.process.stderr)}")
-            self.died_at.append(self.point.partition(":")[0] if not self.killed and self.point else "signal")
             self.killed, self.process, self.continue_at = 0, None, None
             self.again_at = now + self.rng.uniform(*RESTART_SECONDS)
 

@@ -21,13 +21,14 @@ from collections import deque
 from pathlib import Path
 from urllib.parse import quote
 
-from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from crash import CrashPoint
 from google.protobuf.message import DecodeError
 from saga.v1 import steps_pb2
 from services import SERVICES, Refused
 
 INVALID_ARGUMENT, ABORTED, UNIMPLEMENTED, INTERNAL = 3, 10, 12, 13
+EXIT_START_AGAIN = 75
 BATCH_MAX, OPEN_MAX = 200, 5_000
 POLL_SECONDS, FLUSH_SECONDS_MAX = 0.02, 20
 ANSWERS = """
@@ -128,8 +129,8 @@ class Worker:
             for record in self.consumer.consume(room, timeout=POLL_SECONDS) if room else ():
                 if record.error() is None:
                     self.board.add(Request(record))
-                elif record.error().fatal():
-                    raise KafkaException(record.error())
+                elif is_fatal(record.error()):
+                    start_again(record.error())
                 else:
                     log.warning("%s", record.error().str())
             ready = self.ready()
@@ -237,11 +238,24 @@ class Worker:
             self.consumer.commit(offsets=[TopicPartition(self.topic, p, mark) for p, mark in marks.items()], asynchronous=False)
             self.committed.update(marks)
         except KafkaException as error:
+            if is_fatal(error.args[0]):
+                start_again(error)
             log.warning("commit: %s; requests come again", error)
 
 
 def method_of(request):
     return request.headers.get("grpc-method", b"").decode(errors="replace")
+
+
+def is_fatal(error):
+    """Such as when the broker takes a process that was killed, and whose last words
+    it hears now, for the one that has our name."""
+    return error.fatal() or error.code() in (KafkaError._FATAL, KafkaError.FENCED_INSTANCE_ID)
+
+
+def start_again(error):
+    log.error("%s; to be started again", error)
+    sys.exit(EXIT_START_AGAIN)
 
 
 def delivered(error, _message):
