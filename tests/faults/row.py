@@ -61,7 +61,7 @@ class Load:
         for gateway in gateways:
             command += ["--gateway", gateway]
         for argument, value in arguments.items():
-            command += [f"--{argument.replace('_', '-')}", str(value)]
+            command.append(f"--{argument.replace('_', '-')}={value}")
         self.errors = folder / f"{name}.err"
         self.child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors.open("w"), text=True
@@ -83,6 +83,10 @@ class Load:
         """No more calls; waits for those under way."""
         self.ended = time.time()
         self.child.stdin.close()
+        self.finish_by_itself(seconds)
+
+    def finish_by_itself(self, seconds):
+        """Waits for the last of the calls that it was to make."""
         self.child.wait(seconds)
         self._reading.join(5)
         check(self.child.returncode == 0, f"the load ended with {self.child.returncode}\n{tail(self.errors)}")
