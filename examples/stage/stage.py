@@ -112,7 +112,7 @@ class Stage:
         def shared_out():
             try:
                 found = self.cluster.admin.describe_consumer_groups([group])[group].result(10)
-            except KafkaException:
+            except (KafkaException, TimeoutError):
                 return False
             held = [len(member.assignment.topic_partitions) for member in found.members if member.assignment]
             return found.state.name == "STABLE" and len(held) == members and all(held) and sum(held) == partitions
