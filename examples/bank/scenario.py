@@ -66,7 +66,7 @@ class Bank:
 
     def load(self, name, **arguments):
         arguments = {"run": f"{name}-{self.play.run}", "deadline": DEADLINE, **arguments}
-        return Load(self.play.folder, name, [self.gateway.grpc], **arguments)
+        return self.play.add(Load(self.play.folder, name, [self.gateway.grpc], **arguments))
 
     def pile_up(self):
         """All transfers wait at once."""

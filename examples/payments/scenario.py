@@ -91,7 +91,7 @@ class Payments:
             "run": f"{name}-{self.play.run}", "kind": "checkout", "deadline": DEADLINE,
             "retry_seconds": RETRY_SECONDS, "retry_on": RETRY_ON, **arguments,
         }  # fmt: skip
-        return Load(self.play.folder, name, [self.balancer], **arguments)
+        return self.play.add(Load(self.play.folder, name, [self.balancer], **arguments))
 
     # ---- one: the bug, on purpose ----
 

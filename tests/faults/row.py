@@ -40,7 +40,7 @@ from pathlib import Path
 
 from audit import ReplyAudit, read_requests
 from cluster import Gateway
-from harness import TOPICS, Worker, check, tail, wait_until
+from harness import TOPICS, Failure, Worker, check, tail, wait_until
 
 ROOM_SECONDS = 1.0
 LATE_SECONDS_MAX = 0.1
@@ -87,7 +87,10 @@ class Load:
 
     def finish_by_itself(self, seconds):
         """Waits for the last of the calls that it was to make."""
-        self.child.wait(seconds)
+        try:
+            self.child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise Failure(f"calls are still under way after {seconds:.0f} s: {self.counts}") from None
         self._reading.join(5)
         check(self.child.returncode == 0, f"the load ended with {self.child.returncode}\n{tail(self.errors)}")
 
