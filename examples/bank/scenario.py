@@ -1,7 +1,6 @@
 """The scenario itself. Run through run.py, which prepares the tools."""
 
 import collections
-import os
 import re
 import sys
 import time
@@ -21,7 +20,6 @@ REPEAT_EVERY = 20
 # "A handful": the shards, the main thread and what belongs to it.
 THREADS_MAX = 8
 REST_SECONDS = 3
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def status(pid, name):
@@ -31,11 +29,6 @@ def status(pid, name):
 def threads(pid):
     names = [path.read_text().strip() for path in Path(f"/proc/{pid}/task").glob("*/comm")]
     return collections.Counter(names)
-
-
-def cpu_seconds(pid):
-    words = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(words[11]) + int(words[12])) / TICKS
 
 
 class Bank:
@@ -86,9 +79,9 @@ class Bank:
         time.sleep(1)
         self.waiting = self.gateway.metric("antiphon_calls_in_flight")
         self.names, self.resident = threads(self.pid), status(self.pid, "VmRSS")
-        began = cpu_seconds(self.pid)
+        began = stage.cpu_seconds(self.pid)
         time.sleep(REST_SECONDS)
-        self.resting_cpu = (cpu_seconds(self.pid) - began) / REST_SECONDS
+        self.resting_cpu = (stage.cpu_seconds(self.pid) - began) / REST_SECONDS
 
     def notify(self):
         self.play.say(f"{self.notices} notifications meanwhile")

@@ -127,7 +127,11 @@ class Payments:
         self.play.say(f"{size.rate:.0f} calls a second for {size.calm:.0f} s, every tenth a refund")
         before = [gateway.metric("antiphon_calls_total", default=0) for gateway in self.gateways]
         load = self.load("day", rate=size.rate, refund_every=10, careless=careless, seconds=3_600)
-        self.hold(load, size.calm)
+        self.hold(load, WARM_UP)
+        used, began = self.play.cpu(), time.monotonic()
+        self.hold(load, size.calm - WARM_UP)
+        seconds = time.monotonic() - began
+        self.cores = {name: cpu / seconds for name, cpu in (self.play.cpu() - used).items()}
         after = [gateway.metric("antiphon_calls_total") for gateway in self.gateways]
         shares = [later - earlier for earlier, later in zip(before, after)]
         calm = (load.began + WARM_UP, load.began + size.calm - DEADLINE / 4)
@@ -149,6 +153,13 @@ class Payments:
         self.play.say(f"no more calls; late outcomes have {LATE_SECONDS} s")
         time.sleep(LATE_SECONDS)
         return Account(load.calls(), calm, killed), shares
+
+    def processors(self):
+        """By kind of process; `day` is the load generator."""
+        cores = dict(self.cores)
+        machine, own = cores.pop("machine"), sum(cores.values())
+        words = ", ".join(f"{name} {used:.2f}" for name, used in sorted(cores.items(), key=lambda one: -one[1]))
+        return f"{own:.2f} ({words}); by others {machine - own:.2f}"
 
     def hold(self, load, seconds):
         """The load goes on for so long."""
@@ -199,6 +210,7 @@ def scenario(options):
             ("calls a second", f"{size.rate:.0f}"),
             ("shares of the gateways", " : ".join(f"{share:.0f}" for share in shares)),
             *account.rows(),
+            ("processors used, no fault", payments.processors()),
         ])  # fmt: skip
         broken = account.broken(latency=not options.quick)
         if bug_taken < size.few / 10:

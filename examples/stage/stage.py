@@ -2,8 +2,10 @@
 what they say, and the table at the end. Everything started here is ended here."""
 
 import argparse
+import collections
 import math
 import os
+import re
 import shutil
 import signal
 import socket
@@ -96,6 +98,19 @@ class Stage:
         gateway.wait_ready()
         return gateway
 
+    def cpu(self):
+        """Seconds so far: of the machine, whoever used them, and by kind of
+        process, `worker` for `worker-1.2`."""
+        machine = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:8]]
+        used = sum(machine) - machine[3] - machine[4]  # less idle and waiting for a disk
+        found = collections.Counter({"machine": used / os.sysconf("SC_CLK_TCK")})
+        brokers = re.findall(r"^broker \d+ running .*pid=(\d+)$", self.cluster.kafka("status"), re.MULTILINE)
+        named = [("brokers", int(pid)) for pid in brokers]
+        named += [(re.split(r"[-.]", child.name)[0], child.child.pid) for child in self.children if child.alive()]
+        for name, pid in named:
+            found[name] += cpu_seconds(pid)
+        return found
+
     def wait_line(self, child, beginning, seconds=20):
         """What follows on the line that begins so."""
 
@@ -118,6 +133,12 @@ class Stage:
             return found.state.name == "STABLE" and len(held) == members and all(held) and sum(held) == partitions
 
         wait_until(shared_out, GROUP_SECONDS_MAX, f"{members} members of {group} share {partitions} partitions", pause=0.2)
+
+
+def cpu_seconds(pid):
+    """User and system time so far."""
+    words = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def kill(child):

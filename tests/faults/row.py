@@ -55,7 +55,7 @@ class Load:
     """The program in load/, in a process of its own."""
 
     def __init__(self, folder, name, gateways, **arguments):
-        self.out = folder / f"{name}.calls"
+        self.name, self.out = name, folder / f"{name}.calls"
         self.counts = {}
         command = [os.environ["FAULTS_LOAD"], "--out", str(self.out)]
         for gateway in gateways:
@@ -97,8 +97,11 @@ class Load:
     def calls(self):
         return [json.loads(line) for line in self.out.read_text().splitlines()]
 
+    def alive(self):
+        return self.child.poll() is None
+
     def end(self):
-        if self.child.poll() is None:
+        if self.alive():
             self.child.kill()
             self.child.wait()
 
