@@ -64,6 +64,16 @@ order-saga *ARGS:
     cargo build --release --locked
     python3 examples/order-saga/run.py --antiphon target/release/antiphon {{ARGS}}
 
+# Payments behind two gateways, with crashes; ends with an account of each of them.
+payments *ARGS:
+    cargo build --release --locked
+    python3 examples/payments/run.py {{ARGS}}
+
+# Ten thousand transfers that wait, and notifications that do not.
+bank *ARGS:
+    cargo build --release --locked
+    python3 examples/bank/run.py {{ARGS}}
+
 # Each fuzz target for so many seconds.
 fuzz SECONDS="60" *TARGETS:
     scripts/fuzz {{SECONDS}} {{TARGETS}}
