@@ -22,3 +22,4 @@ mod records;
 #[cfg(feature = "registry-tests")]
 mod registry;
 mod web;
+mod why;
