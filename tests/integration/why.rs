@@ -10,9 +10,10 @@ use kafka_protocol::messages::offset_commit_request::{
     OffsetCommitRequestPartition, OffsetCommitRequestTopic,
 };
 use kafka_protocol::messages::{
-    GroupId, OffsetCommitRequest, OffsetCommitResponse, RequestHeader, ResponseHeader, TopicName,
+    FindCoordinatorRequest, FindCoordinatorResponse, GroupId, OffsetCommitRequest, OffsetCommitResponse,
+    RequestHeader, ResponseHeader, TopicName,
 };
-use kafka_protocol::protocol::{Decodable as _, Encodable as _, StrBytes};
+use kafka_protocol::protocol::{Decodable, Encodable, StrBytes};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
@@ -268,9 +269,13 @@ async fn commit(broker: &str, group: &str, topic: &str, partition: i32, offset: 
 }
 
 async fn try_commit(broker: &str, group: &str, topic: &str, partition: i32, offset: i64) -> i16 {
-    const VERSION: i16 = 2;
-    const KEY: i16 = 8;
     let text = |text: &str| StrBytes::from_string(text.to_owned());
+    // Apache Kafka makes the topic in which it keeps offsets when first asked for this.
+    let coordinator = FindCoordinatorRequest::default().with_key(text(group));
+    let found: FindCoordinatorResponse = ask(broker, 10, 0, &coordinator).await;
+    if found.error_code != 0 {
+        return found.error_code;
+    }
     let partition = OffsetCommitRequestPartition::default()
         .with_partition_index(partition)
         .with_committed_offset(offset)
@@ -282,20 +287,25 @@ async fn try_commit(broker: &str, group: &str, topic: &str, partition: i32, offs
         .with_group_id(GroupId(text(group)))
         .with_generation_id_or_member_epoch(-1)
         .with_topics(vec![topic]);
+    let answer: OffsetCommitResponse =
+        ask(&format!("{}:{}", found.host.as_str(), found.port), 8, 2, &request).await;
+    answer.topics[0].partitions[0].error_code
+}
+
+/// One request in a version that has no tags, on a connection of its own.
+async fn ask<Q: Encodable, R: Decodable>(broker: &str, key: i16, version: i16, request: &Q) -> R {
     let mut frame = BytesMut::new();
-    let header = RequestHeader::default().with_request_api_key(KEY).with_request_api_version(VERSION);
+    frame.put_u32(0);
+    let header = RequestHeader::default().with_request_api_key(key).with_request_api_version(version);
     header.encode(&mut frame, 1).unwrap();
-    request.encode(&mut frame, VERSION).unwrap();
+    request.encode(&mut frame, version).unwrap();
+    let length = u32::try_from(frame.len() - 4).unwrap();
+    frame[0..4].copy_from_slice(&length.to_be_bytes());
     let mut stream = tokio::net::TcpStream::connect(broker).await.unwrap();
-    let mut framed = BytesMut::new();
-    framed.put_u32(u32::try_from(frame.len()).unwrap());
-    framed.put_slice(&frame);
-    stream.write_all(&framed).await.unwrap();
-    let length = stream.read_u32().await.unwrap();
-    let mut answer = vec![0; length as usize];
+    stream.write_all(&frame).await.unwrap();
+    let mut answer = vec![0; stream.read_u32().await.unwrap() as usize];
     stream.read_exact(&mut answer).await.unwrap();
     let mut answer = Bytes::from(answer);
     ResponseHeader::decode(&mut answer, 0).unwrap();
-    let answer = OffsetCommitResponse::decode(&mut answer, VERSION).unwrap();
-    answer.topics[0].partitions[0].error_code
+    R::decode(&mut answer, version).unwrap()
 }
