@@ -18,8 +18,8 @@ pub use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::gauge::Gauge as AnyGauge;
 use prometheus_client::registry::{Metric, Registry};
 
-use histogram::{Pairs, Scale, View};
 pub use histogram::{Histogram, Histograms};
+use histogram::{Pairs, Scale, View};
 pub use reference::{ROWS, Row, table};
 
 /// The kind of a reply that a waiting call got.
@@ -210,14 +210,18 @@ impl Metrics {
         }
         let registry = &mut self.registry;
         let (calls, sends) = (&self.calls, &self.sends);
-        registry.register_collector(Box::new(View::whole("rpc_server_call_duration_seconds", calls, |call| {
-            vec![
-                ("rpc_system_name", "grpc".to_owned()),
-                // OpenTelemetry has it without the slash.
-                ("rpc_method", call.method.trim_start_matches('/').to_owned()),
-                ("rpc_response_status_code", call.code.to_owned()),
-            ]
-        })));
+        registry.register_collector(Box::new(View::whole(
+            "rpc_server_call_duration_seconds",
+            calls,
+            |call| {
+                vec![
+                    ("rpc_system_name", "grpc".to_owned()),
+                    // OpenTelemetry has it without the slash.
+                    ("rpc_method", call.method.trim_start_matches('/').to_owned()),
+                    ("rpc_response_status_code", call.code.to_owned()),
+                ]
+            },
+        )));
         registry.register_collector(Box::new(View::count("antiphon_calls", calls, |call| {
             vec![("method", call.method.to_string()), ("code", call.code.to_owned())]
         })));
@@ -253,26 +257,26 @@ impl Metrics {
 
     fn register_others(&mut self) {
         let registry = &mut self.registry;
-        let mut put = |name: &'static str, metric: Box<dyn Metric>| {
+        fn put(registry: &mut Registry, name: &'static str, metric: impl Metric) {
             registry.register(name, reference::help(name), metric);
-        };
-        put("antiphon_calls_in_flight", Box::new(self.calls_in_flight.clone()));
-        put("antiphon_bytes_held", Box::new(self.bytes_held.clone()));
-        put("antiphon_ready", Box::new(self.ready.clone()));
-        put("antiphon_connections", Box::new(self.connections.clone()));
-        put("antiphon_heartbeat_age_seconds", Box::new(self.heartbeat_age.clone()));
-        put("antiphon_lane_records", Box::new(self.lane_records.clone()));
-        put("antiphon_lane_calls_waiting", Box::new(self.lane_calls_waiting.clone()));
-        put("antiphon_replies", Box::new(self.replies.clone()));
-        put("antiphon_reply_lag_records", Box::new(self.reply_lag.clone()));
-        put("antiphon_produce_errors", Box::new(self.produce_errors.clone()));
-        put("antiphon_kafka_connections", Box::new(self.kafka_connections.clone()));
-        put("antiphon_dead_letters", Box::new(self.dead_letters.clone()));
-        put("antiphon_dead_letter_records", Box::new(self.dead_letter_records.clone()));
-        put("antiphon_aftermath_lost", Box::new(self.aftermath_lost.clone()));
-        put("antiphon_circuit_opened", Box::new(self.circuit_opened.clone()));
-        put("antiphon_idempotent", Box::new(self.idempotent.clone()));
-        put("antiphon_reader_errors", Box::new(self.reader_errors.clone()));
+        }
+        put(registry, "antiphon_calls_in_flight", self.calls_in_flight.clone());
+        put(registry, "antiphon_bytes_held", self.bytes_held.clone());
+        put(registry, "antiphon_ready", self.ready.clone());
+        put(registry, "antiphon_connections", self.connections.clone());
+        put(registry, "antiphon_heartbeat_age_seconds", self.heartbeat_age.clone());
+        put(registry, "antiphon_lane_records", self.lane_records.clone());
+        put(registry, "antiphon_lane_calls_waiting", self.lane_calls_waiting.clone());
+        put(registry, "antiphon_replies", self.replies.clone());
+        put(registry, "antiphon_reply_lag_records", self.reply_lag.clone());
+        put(registry, "antiphon_produce_errors", self.produce_errors.clone());
+        put(registry, "antiphon_kafka_connections", self.kafka_connections.clone());
+        put(registry, "antiphon_dead_letters", self.dead_letters.clone());
+        put(registry, "antiphon_dead_letter_records", self.dead_letter_records.clone());
+        put(registry, "antiphon_aftermath_lost", self.aftermath_lost.clone());
+        put(registry, "antiphon_circuit_opened", self.circuit_opened.clone());
+        put(registry, "antiphon_idempotent", self.idempotent.clone());
+        put(registry, "antiphon_reader_errors", self.reader_errors.clone());
     }
 
     /// Shows what the lanes have to do, those with the most first if there are
@@ -388,7 +392,7 @@ mod tests {
             "rpc_server_call_duration_seconds_count{rpc_system_name=\"grpc\",rpc_method=\"p.S/M\",rpc_response_status_code=\"OK\"} 1",
             "rpc_server_call_duration_seconds_sum{rpc_system_name=\"grpc\",rpc_method=\"p.S/M\",rpc_response_status_code=\"OK\"} 0.001",
             "messaging_client_sent_messages_total{messaging_destination_name=\"pay\"} 3",
-            "antiphon_batch_records_bucket{le=\"+Inf\",messaging_destination_name=\"pay\"} 1",
+            "antiphon_batch_records_bucket{messaging_destination_name=\"pay\",le=\"+Inf\"} 1",
             "antiphon_replies_total{kind=\"late\"} 1",
             "antiphon_calls_in_flight 0",
             "antiphon_lane_calls_waiting{messaging_destination_name=\"pay\",messaging_destination_partition_id=\"1\"} 6",

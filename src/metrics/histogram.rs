@@ -211,7 +211,7 @@ where
                     };
                     let buckets: Vec<(f64, u64)> =
                         all.buckets.iter().enumerate().map(|(index, count)| (bound(index), *count)).collect();
-                    family.encode_histogram::<()>(scale.show(all.sum as f64), all.count, &buckets, None)?;
+                    family.encode_histogram::<Pairs>(scale.show(all.sum as f64), all.count, &buckets, None)?;
                 }
             }
         }

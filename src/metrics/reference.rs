@@ -89,7 +89,12 @@ pub const ROWS: &[Row] = &[
         &["kind"],
         "Records read from the reply topic: delivered, late, duplicate, foreign, heartbeat, part, request, uncorrelated, undecodable",
     ),
-    row("antiphon_reply_lag_records", "gauge", &[PARTITION], "Records of the reply topic that are yet to be read"),
+    row(
+        "antiphon_reply_lag_records",
+        "gauge",
+        &[PARTITION],
+        "Records of the reply topic that are yet to be read",
+    ),
     row("antiphon_reader_errors", "counter", &[], "Fetches from the reply topic that failed"),
     row(
         "antiphon_dead_letters",
@@ -97,7 +102,12 @@ pub const ROWS: &[Row] = &[
         &["class"],
         "Dead letters handed to their lane: timeout, undecodable-reply, rejected, late-reply",
     ),
-    row("antiphon_dead_letter_records", "gauge", &[TOPIC], "Records on a dead-letter topic, looked at every minute"),
+    row(
+        "antiphon_dead_letter_records",
+        "gauge",
+        &[TOPIC],
+        "Records on a dead-letter topic, looked at every 15 s",
+    ),
     row(
         "antiphon_aftermath_lost",
         "counter",
