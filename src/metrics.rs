@@ -199,9 +199,29 @@ impl Metrics {
             idempotent: Family::default(),
             reader_errors: Counter::default(),
         };
+        metrics.begin_at_zero();
         metrics.register_histograms();
         metrics.register_others();
         metrics
+    }
+
+    /// A rate needs a beginning: what has not happened yet is there as zero.
+    fn begin_at_zero(&self) {
+        for kind in reference::REPLY_KINDS {
+            drop(self.replies.get_or_create(&ReplyLabels { kind }));
+        }
+        for kind in reference::PRODUCE_ERROR_KINDS {
+            drop(self.produce_errors.get_or_create(&ProduceErrorLabels { kind }));
+        }
+        for class in reference::DEAD_LETTER_CLASSES {
+            drop(self.dead_letters.get_or_create(&DeadLetterLabels { class }));
+        }
+        for kind in reference::IDEMPOTENT_KINDS {
+            drop(self.idempotent.get_or_create(&IdempotentLabels { kind }));
+        }
+        for role in reference::CONNECTION_ROLES {
+            drop(self.kafka_connections.get_or_create(&RoleLabels { role }));
+        }
     }
 
     fn register_histograms(&mut self) {
@@ -392,7 +412,7 @@ mod tests {
             "rpc_server_call_duration_seconds_count{rpc_system_name=\"grpc\",rpc_method=\"p.S/M\",rpc_response_status_code=\"OK\"} 1",
             "rpc_server_call_duration_seconds_sum{rpc_system_name=\"grpc\",rpc_method=\"p.S/M\",rpc_response_status_code=\"OK\"} 0.001",
             "messaging_client_sent_messages_total{messaging_destination_name=\"pay\"} 3",
-            "antiphon_batch_records_bucket{messaging_destination_name=\"pay\",le=\"+Inf\"} 1",
+            "antiphon_batch_records_bucket{le=\"+Inf\",messaging_destination_name=\"pay\"} 1",
             "antiphon_replies_total{kind=\"late\"} 1",
             "antiphon_calls_in_flight 0",
             "antiphon_lane_calls_waiting{messaging_destination_name=\"pay\",messaging_destination_partition_id=\"1\"} 6",

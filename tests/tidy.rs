@@ -253,6 +253,14 @@ fn the_readme_and_the_files_it_names_agree() {
     }
 }
 
+/// The table in `docs/metrics.md` is the code's, word for word.
+#[test]
+fn the_metrics_reference_is_the_codes() {
+    let page = fs::read_to_string(root().join("docs/metrics.md")).unwrap();
+    let table = antiphon::metrics::table();
+    assert!(page.contains(&table), "docs/metrics.md should have this table:\n{table}");
+}
+
 /// `docs/configuration.md` has every setting, with the code's default.
 #[test]
 fn the_configuration_reference_is_the_codes() {

@@ -207,11 +207,16 @@ where
                 Show::Whole => {
                     let bound = |index: usize| match index < scale.bounds() {
                         true => scale.show(2_f64.powi((scale.first() as usize + index) as i32)),
-                        false => f64::MAX,
+                        false => f64::INFINITY,
                     };
                     let buckets: Vec<(f64, u64)> =
                         all.buckets.iter().enumerate().map(|(index, count)| (bound(index), *count)).collect();
-                    family.encode_histogram::<Pairs>(scale.show(all.sum as f64), all.count, &buckets, None)?;
+                    family.encode_histogram::<Pairs>(
+                        scale.show(all.sum as f64),
+                        all.count,
+                        &buckets,
+                        None,
+                    )?;
                 }
             }
         }

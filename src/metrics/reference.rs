@@ -22,6 +22,28 @@ const fn row(
     Row { name, kind, labels, help }
 }
 
+/// What a record on the reply topic can be.
+pub(super) const REPLY_KINDS: [&str; 9] = [
+    "delivered",
+    "late",
+    "duplicate",
+    "foreign",
+    "heartbeat",
+    "part",
+    "request",
+    "uncorrelated",
+    "undecodable",
+];
+/// What can be known of a produce request that failed.
+pub(super) const PRODUCE_ERROR_KINDS: [&str; 6] =
+    ["not-sent", "unknown", "throttled", "refused", "too-large", "no-topic"];
+/// What becomes a dead letter.
+pub(super) const DEAD_LETTER_CLASSES: [&str; 4] = ["timeout", "undecodable-reply", "rejected", "late-reply"];
+/// What becomes of a call with an idempotency key.
+pub(super) const IDEMPOTENT_KINDS: [&str; 5] = ["first", "joined", "kept", "conflict", "full"];
+/// What a connection to a partition's leader is for.
+pub(super) const CONNECTION_ROLES: [&str; 2] = ["lane", "reply-reader"];
+
 const TOPIC: &str = "messaging_destination_name";
 const PARTITION: &str = "messaging_destination_partition_id";
 
