@@ -59,6 +59,8 @@ pub struct Metrics {
     lane_records: Family<PartitionLabels, Gauge>,
     /// `antiphon_lane_calls_waiting`.
     lane_calls_waiting: Family<PartitionLabels, Gauge>,
+    /// `antiphon_tls_certificate_expiry_seconds`; 0 without one.
+    pub certificate_expiry: Gauge,
     /// `antiphon_replies_total`.
     pub replies: Family<ReplyLabels, Counter>,
     /// `antiphon_reply_lag_records`.
@@ -188,6 +190,7 @@ impl Metrics {
             heartbeat_age: Family::default(),
             lane_records: Family::default(),
             lane_calls_waiting: Family::default(),
+            certificate_expiry: Gauge::default(),
             replies,
             reply_lag: Family::default(),
             produce_errors: Family::default(),
@@ -284,6 +287,7 @@ impl Metrics {
         put(registry, "antiphon_bytes_held", self.bytes_held.clone());
         put(registry, "antiphon_ready", self.ready.clone());
         put(registry, "antiphon_connections", self.connections.clone());
+        put(registry, "antiphon_tls_certificate_expiry_seconds", self.certificate_expiry.clone());
         put(registry, "antiphon_heartbeat_age_seconds", self.heartbeat_age.clone());
         put(registry, "antiphon_lane_records", self.lane_records.clone());
         put(registry, "antiphon_lane_calls_waiting", self.lane_calls_waiting.clone());

@@ -16,7 +16,7 @@ use kafka_protocol::messages::{
 };
 use tokio::time::timeout;
 
-use super::connect::{Connector, Plain};
+use super::connect::Connector;
 use super::raw::{METADATA_VERSION, REQUEST_TIMEOUT, Stream, ask, open, refused, topic_name};
 use crate::transport::GroupProgress;
 
@@ -40,9 +40,6 @@ pub(super) async fn on_partition(
     topic: &str,
     partition: i32,
 ) -> io::Result<Vec<GroupProgress>> {
-    if matches!(connector.plain(), Plain::OtherMechanism) {
-        return Err(refused("consumer groups can be asked about without SASL or with SASL PLAIN only"));
-    }
     let mut found = Vec::new();
     for broker in brokers(connector).await? {
         let of_broker = of_broker(connector, &broker, topic, partition);

@@ -18,6 +18,7 @@ mod groups;
 mod nodelay;
 mod raw;
 mod reader;
+mod sasl;
 mod throttle;
 mod writer;
 

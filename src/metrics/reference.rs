@@ -59,6 +59,12 @@ pub const ROWS: &[Row] = &[
     row("antiphon_calls_in_flight", "gauge", &[], "Calls that have not ended"),
     row("antiphon_bytes_held", "gauge", &[], "Bytes of request messages of calls in flight"),
     row("antiphon_connections", "gauge", &[], "gRPC connections open"),
+    row(
+        "antiphon_tls_certificate_expiry_seconds",
+        "gauge",
+        &[],
+        "When the certificate of the gRPC listener ends, in seconds since 1970; 0 without one",
+    ),
     row("antiphon_ready", "gauge", &[], "1 when calls are accepted"),
     row(
         "antiphon_heartbeat_age_seconds",

@@ -21,5 +21,6 @@ mod raw;
 mod records;
 #[cfg(feature = "registry-tests")]
 mod registry;
+mod security;
 mod web;
 mod why;
