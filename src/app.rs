@@ -415,6 +415,12 @@ impl Gateway {
     }
 
     fn warn_of_missing_topics(&self) {
+        for method in self.routes.not_served() {
+            tracing::warn!(
+                method,
+                "not served: its caller sends a stream, and a request is one record; calls of it are UNIMPLEMENTED"
+            );
+        }
         for topic in self.routes.request_topics() {
             if self.instance.directory.partitions(&topic).is_none() {
                 tracing::warn!(%topic, "request topic does not exist yet; its calls are UNAVAILABLE until it does");

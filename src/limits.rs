@@ -97,6 +97,16 @@ pub const KEEP_ALIVE_TIMEOUT_MS: u64 = 20_000;
 pub const RESPONSE_METADATA_BYTES_MAX: usize = 8 * 1024;
 /// Bytes of an error message in `grpc-message`.
 pub const STATUS_MESSAGE_BYTES_MAX: usize = 2 * 1024;
+/// Replies of one call that are held: of a unary method all of them, of a
+/// stream those that its caller has not taken yet; unless `replies_max` says.
+pub const REPLIES_PER_CALL_MAX: u32 = 10_000;
+/// The most that `replies` and `replies_max` may be set to.
+pub const REPLIES_PER_CALL_CEILING: u32 = 1_000_000;
+/// Bytes of replies to one call that wait: for their caller, or for the rest.
+/// One message of `grpc.message_bytes_max` always has room.
+pub const REPLY_BYTES_PER_CALL_MAX: usize = 8 * 1024 * 1024;
+/// Messages of a stream between its call and its connection.
+pub const STREAM_HANDOVER_MESSAGES: usize = 8;
 /// Bytes of an idempotency key.
 pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 256;
 

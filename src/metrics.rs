@@ -65,6 +65,8 @@ pub struct Metrics {
     pub replies: Family<ReplyLabels, Counter>,
     /// `antiphon_reply_lag_records`.
     pub reply_lag: Family<ReplyPartition, Gauge>,
+    /// `antiphon_collected_replies_total`.
+    pub collected_replies: Family<MethodLabels, Counter>,
     /// `antiphon_produce_errors_total`.
     pub produce_errors: Family<ProduceErrorLabels, Counter>,
     /// `antiphon_kafka_connections_total`.
@@ -138,9 +140,16 @@ pub struct RoleLabels {
 /// Labels of `antiphon_replies_total`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ReplyLabels {
-    /// What the record was: delivered, late, duplicate, foreign, heartbeat,
-    /// request, uncorrelated or undecodable.
+    /// What the record was: delivered, part, late, duplicate, refused, foreign,
+    /// heartbeat, request, uncorrelated or undecodable.
     pub kind: &'static str,
+}
+
+/// Labels of `antiphon_collected_replies_total`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct MethodLabels {
+    /// Path of the method.
+    pub method: Arc<str>,
 }
 
 /// Labels of `antiphon_produce_errors_total`.
@@ -193,6 +202,7 @@ impl Metrics {
             certificate_expiry: Gauge::default(),
             replies,
             reply_lag: Family::default(),
+            collected_replies: Family::default(),
             produce_errors: Family::default(),
             kafka_connections: Family::default(),
             dead_letters: Family::default(),
@@ -292,6 +302,7 @@ impl Metrics {
         put(registry, "antiphon_lane_records", self.lane_records.clone());
         put(registry, "antiphon_lane_calls_waiting", self.lane_calls_waiting.clone());
         put(registry, "antiphon_replies", self.replies.clone());
+        put(registry, "antiphon_collected_replies", self.collected_replies.clone());
         put(registry, "antiphon_reply_lag_records", self.reply_lag.clone());
         put(registry, "antiphon_produce_errors", self.produce_errors.clone());
         put(registry, "antiphon_kafka_connections", self.kafka_connections.clone());

@@ -31,14 +31,18 @@ impl Record {
     /// Bytes of key, value and headers, with Kafka's overhead per record and
     /// header rounded up.
     pub fn size(&self) -> usize {
-        const PER_RECORD: usize = 24;
-        const PER_HEADER: usize = 6;
-        let headers: usize = self.headers.iter().map(|(n, v)| n.len() + v.len() + PER_HEADER).sum();
-        PER_RECORD
-            + self.key.as_ref().map_or(0, Bytes::len)
-            + self.value.as_ref().map_or(0, Bytes::len)
-            + headers
+        let bytes = |part: &Option<Bytes>| part.as_ref().map_or(0, Bytes::len);
+        PER_RECORD + bytes(&self.key) + bytes(&self.value) + size_of_headers(&self.headers)
     }
+}
+
+/// Kafka's overhead for a record, rounded up.
+const PER_RECORD: usize = 24;
+/// The same for a header.
+const PER_HEADER: usize = 6;
+
+fn size_of_headers(headers: &[(HeaderName, Bytes)]) -> usize {
+    headers.iter().map(|(name, value)| name.len() + value.len() + PER_HEADER).sum()
 }
 
 /// A record that was read.
@@ -57,6 +61,12 @@ pub struct Received {
 }
 
 impl Received {
+    /// Bytes of key, value and headers, as [`Record::size`] counts them.
+    pub fn size(&self) -> usize {
+        let bytes = |part: &Option<Bytes>| part.as_ref().map_or(0, Bytes::len);
+        PER_RECORD + bytes(&self.key) + bytes(&self.value) + size_of_headers(&self.headers)
+    }
+
     /// The value of the header `name`.
     pub fn header(&self, name: &str) -> Option<&Bytes> {
         self.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value)

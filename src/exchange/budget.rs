@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::Why;
 use super::config::LimitsConfig;
 use crate::metrics::micros;
+use crate::pending::Room;
 use crate::route::{Route, RouteTable};
 
 /// When a refused caller should come back.
@@ -37,12 +38,17 @@ impl Budget {
         })
     }
 
+    /// The most that may be held of them.
+    pub(super) const fn bytes_max(&self) -> u64 {
+        self.bytes_max
+    }
+
     /// Calls in flight.
     pub fn calls(&self) -> u32 {
         self.calls.load(Ordering::Relaxed)
     }
 
-    /// Bytes of their request messages.
+    /// Bytes of their request messages, and of replies that wait for others.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
@@ -127,6 +133,22 @@ impl BytesHeld {
             return Err(refused("limits.bytes_held_max (bytes of calls in flight)", max));
         }
         Ok(())
+    }
+}
+
+impl Room for BytesHeld {
+    fn take(&mut self, bytes: usize) -> bool {
+        let taken = self.grow(bytes).is_ok();
+        if !taken {
+            self.give_back(bytes);
+        }
+        taken
+    }
+
+    fn give_back(&mut self, bytes: usize) {
+        let bytes = (bytes as u64).min(self.bytes);
+        self.bytes -= bytes;
+        self.budget.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 

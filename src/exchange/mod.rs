@@ -18,6 +18,7 @@ mod lanes;
 mod load;
 mod replies;
 mod schemas;
+mod stream;
 mod topics;
 
 use std::collections::HashMap;
@@ -38,16 +39,17 @@ use budget::{BytesHeld, Permit};
 use bytes::Bytes;
 use circuit::{Ending, Pass};
 use config::ReplyConfig;
-use flight::Flight;
+use flight::{Collecting, Flight};
 use heartbeat::Heart;
 use lane::{Owner, Parcel};
 use lanes::{LaneFull, Lanes};
 use load::Waiting;
 use replies::{Recreate, ReplyReader};
 
-pub use failure::{Failure, Outcome, Repeat, Trace, Why};
+pub use failure::{Failure, Outcome, Repeat, Tally, Trace, Why};
 pub use instance::{Instance, Parts, Phase, ShardState};
 pub use schemas::{PrepareError, Schemas};
+pub use stream::{Item, ReplyStream};
 pub use topics::TopicDirectory;
 
 /// When a caller should come back that found a lane full.
@@ -238,6 +240,23 @@ impl Exchange {
         }
     }
 
+    /// A call whose answer is a stream and that has been let in before: once its
+    /// request is in its lane.
+    pub async fn stream_admitted(
+        self: &Arc<Self>,
+        route: &Arc<Route>,
+        request: Request,
+        admission: Admission,
+    ) -> Result<ReplyStream, Failure> {
+        let Admission { permit, held, .. } = admission;
+        if request.idempotency_key().is_some() {
+            let trace = Trace::nothing_sent(Arc::clone(&route.request_topic));
+            return Err(Failure::new(Why::KeyOfStream, trace));
+        }
+        let flight = Flight::depart(self, route, request, Arc::new(held)).await?;
+        Ok(ReplyStream::start(flight, permit, self.supervisor()))
+    }
+
     fn accepts(&self, deadline: Deadline) -> Result<(), Why> {
         match self.instance.phase() {
             Phase::NotReady => Err(Why::NotReady),
@@ -277,12 +296,13 @@ impl Exchange {
         }
     }
 
-    fn register(&self, route: &Route) -> Result<Ticket, Why> {
-        let wait_for = match route.mode {
-            Mode::RequestReply => WaitFor::Reply,
-            Mode::OneWay => WaitFor::Acknowledgement,
+    fn register(&self, route: &Route, collecting: Option<&Collecting>) -> Result<Ticket, Why> {
+        let ticket = match (route.mode, collecting) {
+            (_, Some(collecting)) => self.pending.register_for(collecting.replies()),
+            (Mode::RequestReply, None) => self.pending.register(WaitFor::Reply),
+            (Mode::OneWay, None) => self.pending.register(WaitFor::Acknowledgement),
         };
-        self.pending.register(wait_for).map_err(|full| Why::Overloaded {
+        ticket.map_err(|full| Why::Overloaded {
             what: "limits.in_flight_max (calls in flight in one shard)",
             limit: full.slots_max.into(),
             retry_after: LANE_RETRY_AFTER,

@@ -183,6 +183,7 @@ impl ReplyReader {
         match to(&shard.pending, id, &mut record) {
             Verdict::Delivered => "delivered",
             Verdict::Kept => "part",
+            Verdict::Refused => "refused",
             Verdict::Duplicate => "duplicate",
             Verdict::Foreign => "foreign",
             Verdict::Late => {

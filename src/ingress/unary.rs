@@ -1,4 +1,5 @@
-//! One unary call, from HTTP request to HTTP response.
+//! One unary call, from HTTP request to HTTP response; and of any call the
+//! request.
 
 use std::sync::{Arc, OnceLock};
 
@@ -13,21 +14,21 @@ use super::metadata::Allowed;
 use super::pace::Pace;
 use super::status;
 use crate::deadline::{Deadline, parse_grpc_timeout};
-use crate::exchange::{Answer, Exchange, Failure, Outcome, Request as Call, Trace, Why};
+use crate::exchange::{Admission, Answer, Exchange, Failure, Outcome, Request as Call, Trace, Why};
 use crate::metrics::{CallLabels, Histogram, Metrics, micros};
 use crate::route::{Route, RouteTable};
 
 static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
-static GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
+pub(super) static GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 static GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
 const ACCEPTED: HeaderValue = HeaderValue::from_static("identity,gzip,zstd");
-const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
+pub(super) const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 
 /// Answers unary calls of one shard.
 pub(super) struct Unary {
-    exchange: Arc<Exchange>,
-    allowed: Allowed,
-    message_bytes_max: usize,
+    pub(super) exchange: Arc<Exchange>,
+    pub(super) allowed: Arc<Allowed>,
+    pub(super) message_bytes_max: usize,
     /// By `Route::index`: where successes are counted, which is looked up once.
     succeeded: Box<[OnceLock<Arc<Histogram>>]>,
     pace: Pace,
@@ -41,7 +42,7 @@ impl Unary {
         message_bytes_max: usize,
     ) -> Self {
         let succeeded = routes.routes().iter().map(|_| OnceLock::new()).collect();
-        Self { exchange, allowed, message_bytes_max, succeeded, pace: Pace::new() }
+        Self { exchange, allowed: Arc::new(allowed), message_bytes_max, succeeded, pace: Pace::new() }
     }
 
     pub(super) async fn answer<B: RequestBody>(
@@ -84,6 +85,18 @@ impl Unary {
         request: Request<B>,
         deadline: Deadline,
     ) -> Result<Answer, Status> {
+        let (call, admission) = self.receive(route, request, deadline).await?;
+        let answered = self.exchange.call_admitted(route, call, admission).await;
+        answered.map_err(|failure| refusal(route, &failure))
+    }
+
+    /// Lets a call in and reads its message.
+    pub(super) async fn receive<B: RequestBody>(
+        &self,
+        route: &Arc<Route>,
+        request: Request<B>,
+        deadline: Deadline,
+    ) -> Result<(Call, Admission), Status> {
         let (head, body) = request.into_parts();
         let encoding = request_encoding(&head.headers)?;
         let metadata = self.allowed.forward(&head.headers)?;
@@ -107,9 +120,7 @@ impl Unary {
                 return Err(status::of_failure(&Failure::new(Why::TooLate, trace)));
             }
         };
-        let call = Call { message, metadata, deadline };
-        let answered = self.exchange.call_admitted(route, call, admission).await;
-        answered.map_err(|failure| refusal(route, &failure))
+        Ok((Call { message, metadata, deadline }, admission))
     }
 
     fn respond(
@@ -147,7 +158,7 @@ impl Unary {
     }
 }
 
-fn refusal(route: &Route, failure: &Failure) -> Status {
+pub(super) fn refusal(route: &Route, failure: &Failure) -> Status {
     log_failure(route, failure);
     status::of_failure(failure)
 }
@@ -162,7 +173,7 @@ fn refuse(status: Status, mut end: CountOnDrop<'_>) -> Response<Body> {
     response
 }
 
-fn is_grpc(headers: &HeaderMap) -> bool {
+pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
     let content_type = headers.get(header::CONTENT_TYPE).map_or(&[][..], HeaderValue::as_bytes);
     match content_type.strip_prefix(b"application/grpc") {
         Some(rest) => rest.is_empty() || matches!(rest[0], b'+' | b';'),
@@ -171,13 +182,13 @@ fn is_grpc(headers: &HeaderMap) -> bool {
 }
 
 /// As the gRPC specification has it for anything but `application/grpc`.
-fn not_grpc() -> Response<Body> {
+pub(super) fn not_grpc() -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = http::StatusCode::UNSUPPORTED_MEDIA_TYPE;
     response
 }
 
-fn deadline(route: &Route, headers: &HeaderMap) -> Result<Deadline, Status> {
+pub(super) fn deadline(route: &Route, headers: &HeaderMap) -> Result<Deadline, Status> {
     let asked = match headers.get(&GRPC_TIMEOUT) {
         Some(value) => Some(parse_grpc_timeout(value.as_bytes()).map_err(|e| status::of_timeout_error(&e))?),
         None => None,
@@ -200,7 +211,7 @@ fn request_encoding(headers: &HeaderMap) -> Result<Option<CompressionEncoding>, 
 /// Replies are compressed for callers who compress themselves. Many clients
 /// accept gzip without anybody having asked for it, and compressing costs more
 /// than all else that is done for a call.
-fn wanted_compression(headers: &HeaderMap) -> Option<CompressionEncoding> {
+pub(super) fn wanted_compression(headers: &HeaderMap) -> Option<CompressionEncoding> {
     let compresses = headers.get(&GRPC_ENCODING).is_some_and(|encoding| encoding != "identity");
     if compresses { accepted_compression(headers) } else { None }
 }
@@ -215,7 +226,7 @@ fn accepted_compression(headers: &HeaderMap) -> Option<CompressionEncoding> {
     })
 }
 
-fn encoding_name(encoding: CompressionEncoding) -> HeaderValue {
+pub(super) fn encoding_name(encoding: CompressionEncoding) -> HeaderValue {
     match encoding {
         CompressionEncoding::Gzip => HeaderValue::from_static("gzip"),
         _ => HeaderValue::from_static("zstd"),
@@ -270,7 +281,7 @@ impl Drop for CountOnDrop<'_> {
     }
 }
 
-fn code_name(code: Code) -> &'static str {
+pub(super) fn code_name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",
         Code::Cancelled => "CANCELLED",

@@ -57,7 +57,12 @@ pub const ROWS: &[Row] = &[
     ),
     row("antiphon_calls", "counter", &["method", "code"], "Calls that ended, by method and status code"),
     row("antiphon_calls_in_flight", "gauge", &[], "Calls that have not ended"),
-    row("antiphon_bytes_held", "gauge", &[], "Bytes of request messages of calls in flight"),
+    row(
+        "antiphon_bytes_held",
+        "gauge",
+        &[],
+        "Bytes of request messages of calls in flight, and of replies that wait for others",
+    ),
     row("antiphon_connections", "gauge", &[], "gRPC connections open"),
     row(
         "antiphon_tls_certificate_expiry_seconds",
@@ -116,6 +121,12 @@ pub const ROWS: &[Row] = &[
         "counter",
         &["kind"],
         "Records read from the reply topic: delivered, late, duplicate, foreign, heartbeat, part, request, uncorrelated, undecodable",
+    ),
+    row(
+        "antiphon_collected_replies",
+        "counter",
+        &["method"],
+        "Replies of calls that have several, by the time these ended",
     ),
     row(
         "antiphon_reply_lag_records",
