@@ -110,6 +110,8 @@ pub const IDEMPOTENCY_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub const AFTERMATH_TIMEOUT_MS: u64 = 30_000;
 /// Timed-out calls whose late replies are still recognised, process-wide.
 pub const DEAD_LETTERS_REMEMBERED_MAX: usize = 50_000;
+/// How often the dead letters on their topics are counted.
+pub const DEAD_LETTERS_COUNT_INTERVAL_MS: u64 = 15_000;
 /// Schemas of replies that are kept, by their ids.
 pub const SCHEMAS_KNOWN_MAX: usize = 1_000;
 /// One question to the schema registry, with its answer.

@@ -14,7 +14,7 @@ use super::pace::Pace;
 use super::status;
 use crate::deadline::{Deadline, parse_grpc_timeout};
 use crate::exchange::{Answer, Exchange, Failure, Outcome, Request as Call, Trace, Why};
-use crate::metrics::{CallLabels, Counter, Metrics};
+use crate::metrics::{CallLabels, Histogram, Metrics, micros};
 use crate::route::{Route, RouteTable};
 
 static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
@@ -28,8 +28,8 @@ pub(super) struct Unary {
     exchange: Arc<Exchange>,
     allowed: Allowed,
     message_bytes_max: usize,
-    /// By `Route::index`: the counter of successes, which is looked up once.
-    succeeded: Box<[OnceLock<Counter>]>,
+    /// By `Route::index`: where successes are counted, which is looked up once.
+    succeeded: Box<[OnceLock<Arc<Histogram>>]>,
     pace: Pace,
 }
 
@@ -75,7 +75,7 @@ impl Unary {
     /// Counts a call that was not let in.
     pub(super) fn count(&self, route: &Route, code: Code) {
         let labels = CallLabels { method: Arc::clone(&route.path), code: code_name(code) };
-        self.exchange.metrics().calls.get_or_create_owned(&labels).inc();
+        self.exchange.metrics().calls.observe(&labels, 0);
     }
 
     async fn call<B: RequestBody>(
@@ -239,31 +239,34 @@ fn log_failure(route: &Route, failure: &Failure) {
 /// this with it, before there is another code.
 struct CountOnDrop<'a> {
     metrics: &'a Metrics,
-    /// The route's counter of successes, once there was one.
-    succeeded: Option<&'a OnceLock<Counter>>,
+    /// Where the route's successes are counted, once there was one.
+    succeeded: Option<&'a OnceLock<Arc<Histogram>>>,
     route: &'a Route,
     deadline: Option<Deadline>,
     code: Option<Code>,
 }
 
 impl CountOnDrop<'_> {
-    fn look_up(&self) -> Counter {
+    fn labels(&self) -> CallLabels {
         let code = match (self.code, self.deadline) {
             (Some(code), _) => code,
             (None, Some(deadline)) if deadline.is_about_to_pass() => Code::DeadlineExceeded,
             (None, _) => Code::Cancelled,
         };
-        let labels = CallLabels { method: Arc::clone(&self.route.path), code: code_name(code) };
-        self.metrics.calls.get_or_create_owned(&labels)
+        CallLabels { method: Arc::clone(&self.route.path), code: code_name(code) }
     }
 }
 
 impl Drop for CountOnDrop<'_> {
     fn drop(&mut self) {
+        // Without a deadline it failed at once: its grpc-timeout is malformed.
+        let took = self.deadline.map_or(0, |deadline| micros(deadline.began().elapsed()));
         match (self.code, self.succeeded) {
-            (Some(Code::Ok), Some(succeeded)) => succeeded.get_or_init(|| self.look_up()).inc(),
-            _ => self.look_up().inc(),
-        };
+            (Some(Code::Ok), Some(succeeded)) => {
+                succeeded.get_or_init(|| self.metrics.calls.own(&self.labels())).observe(took);
+            }
+            _ => self.metrics.calls.observe(&self.labels(), took),
+        }
     }
 }
 

@@ -14,6 +14,7 @@
 pub mod config;
 mod connect;
 mod explain;
+mod groups;
 mod nodelay;
 mod raw;
 mod reader;
@@ -32,7 +33,9 @@ use rskafka::client::partition::{PartitionClient, UnknownTopicHandling};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-use crate::transport::{Cluster, ClusterError, PartitionReader, PartitionWriter, Topic};
+use crate::transport::{
+    Cluster, ClusterError, GroupProgress, Groups, PartitionReader, PartitionWriter, Topic,
+};
 use config::Config;
 
 pub use connect::{ConnectError, Connector};
@@ -180,6 +183,17 @@ impl Cluster for KafkaCluster {
         let client = self.partition(topic, partition).await?;
         let raw = raw::RawReader::new(Arc::clone(&self.connector), topic, partition);
         Ok(Box::new(reader::Reader::new(client, self.timeout, raw)))
+    }
+}
+
+#[async_trait]
+impl Groups for KafkaCluster {
+    async fn groups_on(&self, topic: &str, partition: i32) -> Result<Vec<GroupProgress>, ClusterError> {
+        let found = within(groups::LIMIT, async {
+            let found = groups::on_partition(&self.connector, topic, partition).await;
+            found.map_err(|error| ClusterError::Unreachable(error.to_string()))
+        });
+        found.await
     }
 }
 

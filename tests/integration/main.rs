@@ -23,3 +23,4 @@ mod records;
 mod registry;
 mod security;
 mod web;
+mod why;
