@@ -116,15 +116,16 @@ class Bank:
         joined = sum(call.get("repeat") is not None for call in calls)
         notice_codes = collections.Counter(call["code"] for call in self.notified)
         unheard = {call["key"] for call in self.notified if call["code"] == "OK"} - books.notified()
-        waits = [(call["sent"] + call["seconds"] - call["due"]) * 1e3 for call in self.notified]
+        waits = [(call["sent"] + call["seconds"] - call["due"])  for call in self.notified]
         each = (self.resident - self.before[0]) / self.waiting
+        names = ", ".join(f"{n} {name}" for name, n in sorted(self.names.items()))
         stage.show([
             ("transfers waiting at once", f"{self.waiting:.0f}"),
-            ("  threads of the gateway", f"{self.names.total()}: " + ", ".join(f"{n} {name}" for name, n in sorted(self.names.items()))),
-            ("  its memory", f"{self.resident / 1024:.1f} MiB, {self.before[0] / 1024:.1f} before: {each:.1f} KiB a call"),
+            ("  threads of the gateway", f"{self.names.total()}: {names}"),
+            ("  its memory", f"{self.resident / 1024:.1f} MiB, {self.before[0] / 1024:.1f} before: {each:.1f} KiB each"),
             ("  its CPU while they wait", f"{self.resting_cpu:.1%} of a core"),
             ("notifications meanwhile", f"{len(self.notified)} at {self.notices_rate} a second, {dict(notice_codes)}"),
-            ("  until Kafka has them", f"p50 {stage.percentile(waits, 0.5):.1f} ms, p99 {stage.percentile(waits, 0.99):.1f} ms"),
+            ("  until Kafka has them", stage.p50_p99(waits)),
             ("calls answered", f"{len(calls)} in {self.seconds:.1f} s, {dict(codes)}"),
             ("  of them repeats of another", joined),
             ("booked before the crash, in all", f"{self.booked_by_the_first}, {books.count(BOOKED)}"),

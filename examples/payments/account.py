@@ -14,7 +14,7 @@ failed        ended in any other way
 import collections
 
 from reconcile import DONE, NOT_DONE
-from stage import percentile
+from stage import p50_p99, percentile
 
 LIMIT_MS = 300
 # A caller hears of its time-out a moment before the dead letter is safe.
@@ -74,7 +74,7 @@ class Account:
                 self.lost.append(reference(call))
             known.add((kind, call["key"]))
         # What was done without anybody having asked for it.
-        self.lost += sorted(f"{kind} {order}" for (kind, order), times in happened.items() if times and (kind, order) not in known)
+        self.lost += sorted(f"{kind} {order}" for kind, order in happened.keys() - known)
         self.compare(entries)
 
     def compare(self, entries):
@@ -95,9 +95,6 @@ class Account:
         return {code: n for code, n in self.codes.items() if code not in TOLD and code != "DEADLINE_EXCEEDED"}
 
     def rows(self):
-        def milliseconds(values):
-            return f"p50 {percentile(values, 0.5) * 1e3:.1f} ms, p99 {percentile(values, 0.99) * 1e3:.1f} ms"
-
         refunds = sum(call["kind"] == "refund" for call in self.calls)
         repeated = sum(call["attempts"] > 1 for call in self.calls)
         resent = sum(call.get("resent", 0) > 0 for call in self.calls)
@@ -119,9 +116,9 @@ class Account:
             ("charged or refunded twice", len(self.twice)),
             ("lost", len(self.lost)),
             ("wrong", len(self.wrong)),
-            ("outside the third party, no fault", milliseconds(self.calm_outside)),
-            ("outside the third party, all", milliseconds(self.outside)),
-            ("with it, no fault", milliseconds(self.calm_whole)),
+            ("outside the third party, no fault", p50_p99(self.calm_outside)),
+            ("outside the third party, all", p50_p99(self.outside)),
+            ("with it, no fault", p50_p99(self.calm_whole)),
         ]
 
     def told_by(self, by):

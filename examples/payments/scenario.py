@@ -12,7 +12,7 @@ from pathlib import Path
 import reconcile
 import stage
 from account import Account
-from harness import check, tail
+from harness import Failure, check, tail
 from row import Load
 
 HOME = Path(__file__).resolve().parent
@@ -29,7 +29,19 @@ USUAL = {
     "median_ms": 500, "sigma": 0.35, "max_ms": 2_500, "declined": 0.03, "refused": 0.005, "dropped": 0.002,
     "hung": 0.003, "hang_ms": 11_000,
 }  # fmt: skip
+RECONCILE_SECONDS_MAX = 300
 LATE_SECONDS = 6  # By then a hung answer has come, and stands beside its dead letter.
+
+
+def run_python(command, seconds):
+    """What the script prints."""
+    words = [sys.executable, *map(str, command)]
+    try:
+        ran = subprocess.run(words, capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        raise Failure(f"{command[0].name} takes more than {seconds:.0f} s") from None
+    check(ran.returncode == 0, f"{command[0].name}: {ran.stderr}")
+    return ran.stdout
 
 
 @dataclass
@@ -99,13 +111,11 @@ class Payments:
         self.play.say(f"{self.size.few} payments through two plain gateways with one consumer group")
         run = f"bug-{self.play.run}"
         command = [
-            sys.executable, HOME / "shared_group.py", "--bootstrap", self.play.cluster.bootstrap,
+            HOME / "shared_group.py", "--bootstrap", self.play.cluster.bootstrap,
             "--run", run, "--calls", self.size.few,
         ]  # fmt: skip
         seconds = 60 + self.size.few / 10
-        ran = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=seconds, check=False)
-        check(ran.returncode == 0, f"shared_group.py: {ran.stderr}")
-        outcome = json.loads(ran.stdout)
+        outcome = json.loads(run_python(command, seconds))
         taken = {entry["order_id"] for entry in self.ledger() if entry["state"] == "approved"}
         return outcome, len(taken & set(outcome["timed_out"]))
 
@@ -128,10 +138,9 @@ class Payments:
         before = [gateway.metric("antiphon_calls_total", default=0) for gateway in self.gateways]
         load = self.load("day", rate=size.rate, refund_every=10, careless=careless, seconds=3_600)
         self.hold(load, WARM_UP)
-        used, began = self.play.cpu(), time.monotonic()
+        earlier = self.play.cpu()
         self.hold(load, size.calm - WARM_UP)
-        seconds = time.monotonic() - began
-        self.cores = {name: cpu / seconds for name, cpu in (self.play.cpu() - used).items()}
+        self.used = self.play.cpu() - earlier
         after = [gateway.metric("antiphon_calls_total") for gateway in self.gateways]
         shares = [later - earlier for earlier, later in zip(before, after)]
         calm = (load.began + WARM_UP, load.began + size.calm - DEADLINE / 4)
@@ -156,10 +165,11 @@ class Payments:
 
     def processors(self):
         """By kind of process; `day` is the load generator."""
-        cores = dict(self.cores)
-        machine, own = cores.pop("machine"), sum(cores.values())
-        words = ", ".join(f"{name} {used:.2f}" for name, used in sorted(cores.items(), key=lambda one: -one[1]))
-        return f"{own:.2f} ({words}); by others {machine - own:.2f}"
+        used = dict(self.used)
+        seconds, machine = used.pop("clock"), used.pop("machine")
+        own = sum(used.values())
+        words = ", ".join(f"{name} {cpu / seconds:.2f}" for name, cpu in sorted(used.items(), key=lambda one: -one[1]))
+        return f"{own / seconds:.2f} ({words}); others {(machine - own) / seconds:.2f}"
 
     def hold(self, load, seconds):
         """The load goes on for so long."""
@@ -171,18 +181,16 @@ class Payments:
     def reconcile(self, account):
         self.play.say("reconciling what timed out")
         command = [
-            sys.executable, HOME / "reconcile.py", "--antiphon", self.play.options.antiphon,
+            HOME / "reconcile.py", "--antiphon", self.play.options.antiphon,
             "--bootstrap", self.play.cluster.bootstrap, "--third-party", self.third_party,
         ]  # fmt: skip
-        ran = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=600, check=False)
-        check(ran.returncode == 0, f"reconcile.py: {ran.stderr}")
-        found = [json.loads(line) for line in ran.stdout.splitlines()]
+        found = [json.loads(line) for line in run_python(command, RECONCILE_SECONDS_MAX).splitlines()]
         # A gateway that is killed may take a dead letter with it. Its caller
         # knows that there was no answer, and asks the operator.
         orphans = account.without_letter({one["reference"] for one in found})
         found += [
-            {"reference": reference, "known": reconcile.ask(self.third_party, reference, order), "by": "caller", "late": False}
-            for reference, order in orphans.items()
+            {"reference": name, "known": reconcile.ask(self.third_party, name, order), "by": "caller", "late": False}
+            for name, order in orphans.items()
         ]
         return found
 
@@ -226,7 +234,7 @@ def scenario(options):
 
 def main():
     parser = stage.arguments(__doc__)
-    parser.add_argument("--careless", action="store_true", help="callers repeat without an idempotency key; the check must fail")
+    parser.add_argument("--careless", action="store_true", help="calls without idempotency keys; the check must fail")
     parser.add_argument("--rate", type=float, help="calls a second (default: 1,000, quick 150)")
     options = parser.parse_args()
     if options.rate:

@@ -99,14 +99,15 @@ class Stage:
         return gateway
 
     def cpu(self):
-        """Seconds so far: of the machine, whoever used them, and by kind of
-        process, `worker` for `worker-1.2`."""
-        machine = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:8]]
-        used = sum(machine) - machine[3] - machine[4]  # less idle and waiting for a disk
-        found = collections.Counter({"machine": used / os.sysconf("SC_CLK_TCK")})
+        """Seconds so far: on the clock, of the machine whoever used them, and by
+        kind of process, `worker` for `worker-1.2`."""
         brokers = re.findall(r"^broker \d+ running .*pid=(\d+)$", self.cluster.kafka("status"), re.MULTILINE)
         named = [("brokers", int(pid)) for pid in brokers]
         named += [(re.split(r"[-.]", child.name)[0], child.child.pid) for child in self.children if child.alive()]
+        # user nice system idle iowait irq softirq
+        machine = [int(word) for word in Path("/proc/stat").read_text().split(maxsplit=9)[1:8]]
+        used = (sum(machine) - machine[3] - machine[4]) / os.sysconf("SC_CLK_TCK")
+        found = collections.Counter({"clock": time.monotonic(), "machine": used})
         for name, pid in named:
             found[name] += cpu_seconds(pid)
         return found
@@ -132,7 +133,8 @@ class Stage:
             held = [len(member.assignment.topic_partitions) for member in found.members if member.assignment]
             return found.state.name == "STABLE" and len(held) == members and all(held) and sum(held) == partitions
 
-        wait_until(shared_out, GROUP_SECONDS_MAX, f"{members} members of {group} share {partitions} partitions", pause=0.2)
+        words = f"{members} members of {group} share {partitions} partitions"
+        wait_until(shared_out, GROUP_SECONDS_MAX, words, pause=0.2)
 
 
 def cpu_seconds(pid):
@@ -151,6 +153,10 @@ def percentile(values, share):
     """The smallest value that so many do not exceed."""
     ordered = sorted(values)
     return ordered[max(math.ceil(len(ordered) * share), 1) - 1] if ordered else float("nan")
+
+
+def p50_p99(seconds):
+    return f"p50 {percentile(seconds, 0.5) * 1e3:.1f} ms, p99 {percentile(seconds, 0.99) * 1e3:.1f} ms"
 
 
 def show(rows):
