@@ -39,7 +39,7 @@ impl Budget {
         self.calls.load(Ordering::Relaxed)
     }
 
-    /// Bytes of their request messages.
+    /// Bytes of their request messages, and of replies that are not yet taken.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
@@ -96,6 +96,22 @@ impl BytesHeld {
             return Err(refused("limits.bytes_held_max (bytes of calls in flight)", max));
         }
         Ok(())
+    }
+}
+
+impl BytesHeld {
+    /// Counts `more` bytes that are here already and can't be refused.
+    pub fn count(&mut self, more: u64) {
+        self.bytes += more;
+        self.budget.bytes.fetch_add(more, Ordering::Relaxed);
+    }
+
+    /// Room for some of the bytes, to be given back by itself.
+    #[must_use]
+    pub fn split(&mut self, bytes: u64) -> Self {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        Self { budget: Arc::clone(&self.budget), bytes }
     }
 }
 

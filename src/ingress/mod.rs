@@ -16,12 +16,14 @@ pub mod config;
 mod connection;
 mod guard;
 mod health;
+mod lobby;
 mod message;
 pub mod metadata;
 mod service;
 mod status;
 mod tls;
 mod unary;
+mod untaken;
 mod web;
 
 pub use connection::{Acceptor, Lifecycle, Seat, serve_shard};
