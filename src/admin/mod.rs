@@ -8,6 +8,7 @@
 
 pub mod config;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use axum::Router;
@@ -43,8 +44,13 @@ impl Admin {
     }
 }
 
-async fn ready(State(admin): State<Admin>) -> (StatusCode, &'static str) {
-    match admin.instance.phase() {
+async fn ready(State(admin): State<Admin>) -> (StatusCode, Cow<'static, str>) {
+    if admin.instance.phase() == Phase::NotReady
+        && let Some(trouble) = admin.instance.trouble()
+    {
+        return (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {trouble}\n").into());
+    }
+    let (code, text) = match admin.instance.phase() {
         Phase::Ready => (StatusCode::OK, "ready\n"),
         Phase::NotReady => (
             StatusCode::SERVICE_UNAVAILABLE,
@@ -52,14 +58,13 @@ async fn ready(State(admin): State<Admin>) -> (StatusCode, &'static str) {
         ),
         Phase::Leaving => (StatusCode::SERVICE_UNAVAILABLE, "about to drain\n"),
         Phase::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
-    }
+    };
+    (code, text.into())
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {
     let metrics = &admin.instance.metrics;
-    // Gauges are read from where the truth is, when somebody asks.
-    metrics.calls_in_flight.set(i64::try_from(admin.instance.pending_calls()).unwrap_or(i64::MAX));
-    metrics.bytes_held.set(i64::try_from(admin.instance.budget.bytes()).unwrap_or(i64::MAX));
+    admin.instance.observe();
     metrics.connections.set(i64::from(admin.acceptor.open()));
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, content_type)], metrics.render()).into_response()

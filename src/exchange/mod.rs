@@ -22,13 +22,13 @@ mod stream;
 mod topics;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use crate::deadline::Deadline;
 use crate::message::dialect::Custom;
 use crate::message::{self, IDEMPOTENCY_KEY, Reply, ReplyAddress, RequestParts};
-use crate::metrics::Metrics;
+use crate::metrics::{Histogram, Metrics};
 use crate::pending::{Pending, Ticket, WaitFor};
 use crate::route::{Idempotency, Partitioning, Route};
 use crate::supervisor::{Supervisor, Task};
@@ -107,6 +107,8 @@ pub struct Exchange {
     lanes: Arc<Lanes>,
     reply_to: ReplyAddress,
     settings: Settings,
+    /// By `Route::index`: where the waits for replies are counted.
+    reply_waits: Box<[OnceLock<Arc<Histogram>>]>,
     /// Reader and heart; dropped, and so ended, with the exchange.
     _tasks: [Task; 2],
 }
@@ -169,6 +171,7 @@ impl Exchange {
             },
             custom: settings.custom_dialect.clone(),
         };
+        instance.show_lanes_of(shard, &lanes);
         let topic = Bytes::copy_from_slice(instance.reply_topic().as_bytes());
         Self {
             shard,
@@ -176,6 +179,7 @@ impl Exchange {
             lanes,
             reply_to: ReplyAddress { topic, partition: Some(partition) },
             settings,
+            reply_waits: (0..instance.budget.routes()).map(|_| OnceLock::new()).collect(),
             _tasks: [supervisor.spawn("reply reader", reader.run()), supervisor.spawn("heart", heart.run())],
             instance,
         }
@@ -196,7 +200,7 @@ impl Exchange {
         let unsent = |why| Failure::new(why, Trace::nothing_sent(Arc::clone(&route.request_topic)));
         self.accepts(deadline).map_err(unsent)?;
         let permit = self.instance.budget.admit(route).map_err(unsent)?;
-        let held = self.instance.budget.no_bytes();
+        let held = self.instance.budget.no_bytes(deadline.began());
         Ok(Admission { topic: Arc::clone(&route.request_topic), permit, held })
     }
 
@@ -216,9 +220,23 @@ impl Exchange {
     ) -> Result<Answer, Failure> {
         let Admission { permit: _permit, held, .. } = admission;
         let held = Arc::new(held);
-        match request.idempotency_key() {
+        let sent = Arc::clone(&held);
+        let answered = match request.idempotency_key() {
             Some(key) => idempotency::call(self, route, key, request, held).await,
             None => Flight::depart(self, route, request, held).await?.land().await,
+        };
+        if answered.is_ok()
+            && route.mode == Mode::RequestReply
+            && let Some(waited) = sent.since_sent()
+        {
+            self.count_reply_wait(route, waited);
+        }
+        answered
+    }
+
+    fn count_reply_wait(&self, route: &Route, waited_us: u64) {
+        if let Some(own) = self.reply_waits.get(route.index) {
+            own.get_or_init(|| self.metrics().reply_wait.own(&route.path)).observe(waited_us);
         }
     }
 
@@ -318,7 +336,7 @@ impl Exchange {
         };
         Parcel {
             owner: Owner::Call(ticket.id()),
-            _held: Some(held),
+            held: Some(held),
             record,
             behind,
             compression: route.compression.unwrap_or(self.settings.compression),

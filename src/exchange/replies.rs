@@ -13,6 +13,7 @@ use crate::backoff::Backoff;
 use crate::correlation::CorrelationId;
 use crate::message::HEARTBEAT;
 use crate::message::dialect::{self, Custom, Kind};
+use crate::metrics::{ReplyPartition, RoleLabels};
 use crate::pending::{Pending, Verdict};
 use crate::transport::{Cluster, FetchError, PartitionReader, Received};
 
@@ -59,6 +60,7 @@ impl ReplyReader {
             match interrupted {
                 Interrupted::Reopen(error) => {
                     tracing::warn!(%topic, partition = self.partition, %error, "reply reader interrupted");
+                    self.instance.set_trouble(Some(&format!("reply topic {topic}: {error}")));
                 }
                 // Only now replies are missed; else the offset stands, and the
                 // heartbeats tell when it takes too long.
@@ -73,6 +75,7 @@ impl ReplyReader {
     }
 
     async fn read(&self, next_offset: &mut Option<i64>, backoff: &mut Backoff) -> Interrupted {
+        self.instance.metrics.kafka_connections.get_or_create(&RoleLabels { role: "reply-reader" }).inc();
         let opened = self.cluster.reader(self.instance.reply_topic(), self.partition).await;
         let mut reader = match opened {
             Ok(reader) => reader,
@@ -86,6 +89,8 @@ impl ReplyReader {
         };
         self.instance.set_next_offset(self.shard, offset);
         self.instance.set_positioned(self.shard, true);
+        let place = ReplyPartition { messaging_destination_partition_id: self.partition };
+        let lag = self.instance.metrics.reply_lag.get_or_create_owned(&place);
         loop {
             *next_offset = Some(offset);
             match reader.fetch(offset, self.fetch_wait).await {
@@ -95,6 +100,7 @@ impl ReplyReader {
                         self.take(record);
                     }
                     self.instance.set_next_offset(self.shard, offset);
+                    lag.set((fetched.high_watermark - offset).max(0));
                     backoff.reset();
                 }
                 Err(FetchError::OffsetOutOfRange) => match self.find_place(&mut *reader, offset).await {

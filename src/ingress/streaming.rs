@@ -20,7 +20,7 @@ use super::unary::{
 };
 use crate::deadline::Deadline;
 use crate::exchange::{Exchange, Item, ReplyStream};
-use crate::metrics::CallLabels;
+use crate::metrics::{CallLabels, micros};
 use crate::route::Route;
 use crate::transport::HeaderName;
 
@@ -153,6 +153,7 @@ impl Drop for CountOnDrop {
             (None, _) => Code::Cancelled,
         };
         let labels = CallLabels { method: Arc::clone(&self.route.path), code: code_name(code) };
-        self.exchange.metrics().calls.get_or_create_owned(&labels).inc();
+        let took = self.deadline.map_or(0, |deadline| micros(deadline.began().elapsed()));
+        self.exchange.metrics().calls.observe(&labels, took);
     }
 }

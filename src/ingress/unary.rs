@@ -4,7 +4,7 @@
 use std::sync::{Arc, OnceLock};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
-use tokio::time::timeout_at;
+use tokio::time::{Instant, timeout_at};
 use tonic::body::Body;
 use tonic::codec::CompressionEncoding;
 use tonic::{Code, Status};
@@ -13,9 +13,10 @@ use super::message::{RequestBody, read_one, unary_body};
 use super::metadata::Allowed;
 use super::pace::Pace;
 use super::status;
+use super::untaken::Untaken;
 use crate::deadline::{Deadline, parse_grpc_timeout};
 use crate::exchange::{Admission, Answer, Exchange, Failure, Outcome, Request as Call, Trace, Why};
-use crate::metrics::{CallLabels, Counter, Metrics};
+use crate::metrics::{CallLabels, Histogram, Metrics, micros};
 use crate::route::{Route, RouteTable};
 
 static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
@@ -29,8 +30,8 @@ pub(super) struct Unary {
     pub(super) exchange: Arc<Exchange>,
     pub(super) allowed: Arc<Allowed>,
     pub(super) message_bytes_max: usize,
-    /// By `Route::index`: the counter of successes, which is looked up once.
-    succeeded: Box<[OnceLock<Counter>]>,
+    /// By `Route::index`: where successes are counted, which is looked up once.
+    succeeded: Box<[OnceLock<Arc<Histogram>>]>,
     pace: Pace,
 }
 
@@ -49,6 +50,7 @@ impl Unary {
         &self,
         route: &Arc<Route>,
         request: Request<B>,
+        untaken: &Arc<Untaken>,
     ) -> Response<Body> {
         if !is_grpc(request.headers()) {
             return not_grpc();
@@ -68,7 +70,7 @@ impl Unary {
             Err(status) => Err(status),
         };
         match answered {
-            Ok(answer) => self.respond(answer, compression, end),
+            Ok(answer) => self.respond(answer, compression, untaken, end),
             Err(status) => refuse(status, end),
         }
     }
@@ -76,7 +78,7 @@ impl Unary {
     /// Counts a call that was not let in.
     pub(super) fn count(&self, route: &Route, code: Code) {
         let labels = CallLabels { method: Arc::clone(&route.path), code: code_name(code) };
-        self.exchange.metrics().calls.get_or_create_owned(&labels).inc();
+        self.exchange.metrics().calls.observe(&labels, 0);
     }
 
     async fn call<B: RequestBody>(
@@ -127,19 +129,27 @@ impl Unary {
         &self,
         answer: Answer,
         compression: Option<CompressionEncoding>,
+        untaken: &Arc<Untaken>,
         mut end: CountOnDrop<'_>,
     ) -> Response<Body> {
         let returned = self.allowed.give_back(&answer.reply.headers);
         match answer.reply.result {
             Ok(message) => {
-                end.code = Some(Code::Ok);
                 let mut trailers = status::of_trace(&answer.trace);
                 if !returned.trailers.is_empty() {
                     // Over whatever a worker says under our names.
                     let ours = std::mem::replace(&mut trailers, returned.trailers);
                     trailers.extend(ours);
                 }
-                let body = unary_body(message, trailers, compression);
+                let hold = |reply| {
+                    let room = || self.exchange.instance().budget.no_bytes(Instant::now());
+                    untaken.hold(reply, room).map_err(|waiting| status::of_untaken(waiting, &answer.trace))
+                };
+                let body = match unary_body(message, trailers, compression, hold) {
+                    Ok(body) => body,
+                    Err(status) => return refuse(status, end),
+                };
+                end.code = Some(Code::Ok);
                 let mut response = Response::new(body);
                 *response.headers_mut() = returned.headers;
                 response.headers_mut().insert(header::CONTENT_TYPE, GRPC);
@@ -250,31 +260,34 @@ fn log_failure(route: &Route, failure: &Failure) {
 /// this with it, before there is another code.
 struct CountOnDrop<'a> {
     metrics: &'a Metrics,
-    /// The route's counter of successes, once there was one.
-    succeeded: Option<&'a OnceLock<Counter>>,
+    /// Where the route's successes are counted, once there was one.
+    succeeded: Option<&'a OnceLock<Arc<Histogram>>>,
     route: &'a Route,
     deadline: Option<Deadline>,
     code: Option<Code>,
 }
 
 impl CountOnDrop<'_> {
-    fn look_up(&self) -> Counter {
+    fn labels(&self) -> CallLabels {
         let code = match (self.code, self.deadline) {
             (Some(code), _) => code,
             (None, Some(deadline)) if deadline.is_about_to_pass() => Code::DeadlineExceeded,
             (None, _) => Code::Cancelled,
         };
-        let labels = CallLabels { method: Arc::clone(&self.route.path), code: code_name(code) };
-        self.metrics.calls.get_or_create_owned(&labels)
+        CallLabels { method: Arc::clone(&self.route.path), code: code_name(code) }
     }
 }
 
 impl Drop for CountOnDrop<'_> {
     fn drop(&mut self) {
+        // Without a deadline it failed at once: its grpc-timeout is malformed.
+        let took = self.deadline.map_or(0, |deadline| micros(deadline.began().elapsed()));
         match (self.code, self.succeeded) {
-            (Some(Code::Ok), Some(succeeded)) => succeeded.get_or_init(|| self.look_up()).inc(),
-            _ => self.look_up().inc(),
-        };
+            (Some(Code::Ok), Some(succeeded)) => {
+                succeeded.get_or_init(|| self.metrics.calls.own(&self.labels())).observe(took);
+            }
+            _ => self.metrics.calls.observe(&self.labels(), took),
+        }
     }
 }
 

@@ -26,3 +26,4 @@ mod security;
 mod several;
 mod streams;
 mod web;
+mod why;

@@ -63,7 +63,7 @@ impl Collecting {
             // The largest message has room, with its headers.
             bytes_max: limits::REPLY_BYTES_PER_CALL_MAX.max(exchange.message_bytes_max().saturating_mul(2)),
         };
-        let room = Box::new(exchange.instance().budget.no_bytes());
+        let room = Box::new(exchange.instance().budget.no_bytes(Instant::now()));
         Self {
             replies: Arc::new(Replies::new(series, bounds, room)),
             tally: Tally { expected: count, ..Tally::default() },

@@ -180,6 +180,25 @@ pub fn names_a_call(headers: &[(HeaderName, Bytes)]) -> bool {
     headers.iter().any(|(name, _)| matches!(role_of(name, None), Some((_, Role::CorrelationId))))
 }
 
+/// The correlation id that a record names in one of the dialects, request or
+/// reply.
+pub fn correlation_id_of(record: &Received, custom: Option<&Custom>) -> Option<CorrelationId> {
+    let ids = record.headers.iter().filter_map(|(name, value)| match role_of(name, custom) {
+        Some((_, Role::CorrelationId)) => CorrelationId::parse(value),
+        _ => None,
+    });
+    // A framework may add an id of its own making.
+    let mut ids: Vec<CorrelationId> = ids.collect();
+    ids.sort_by_key(|id| !id.is_of_our_form());
+    ids.first().copied()
+}
+
+/// Where a request asks its reply to be sent.
+pub fn reply_topic_of<'a>(record: &'a Received, custom: Option<&Custom>) -> Option<&'a Bytes> {
+    let asks = |name: &str| matches!(role_of(name, custom), Some((_, Role::ReplyTopic)));
+    record.headers.iter().find(|(name, _)| asks(name)).map(|(_, value)| value)
+}
+
 /// Looks at a record in every dialect there is: which call it belongs to is not
 /// known before.
 pub fn classify(record: &Received, custom: Option<&Custom>) -> Kind {
