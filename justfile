@@ -49,6 +49,12 @@ faults *ARGS:
     cargo build --release --locked
     python3 tests/faults/run.py faults --antiphon target/release/antiphon {{ARGS}}
 
+# Who gets in and who does not: Kafka with every mechanism, callers with every
+# proof, HTTP/2 abuse beside a bystander; prints tables. Ten minutes.
+security *ARGS:
+    cargo build --release --locked
+    python3 tests/security/run.py --antiphon target/release/antiphon {{ARGS}}
+
 # Whether a million calls, a third of them timed out, leave memory behind.
 memory *ARGS:
     cargo build --release --locked

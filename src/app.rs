@@ -147,13 +147,16 @@ pub enum StartError {
     Keys(#[from] KeysUnavailable),
     /// No heartbeat came back in time.
     #[error(
-        "no heartbeat came back through reply topic {topic} within {waited:?}; see the log for what failed"
+        "no heartbeat came back through reply topic {topic} within {waited:?}: {}",
+        trouble.as_deref().unwrap_or("no error is known; see the log")
     )]
     NotReady {
         /// The reply topic.
         topic: Arc<str>,
         /// How long was waited.
         waited: Duration,
+        /// What stood in the way last.
+        trouble: Option<Arc<str>>,
     },
     /// The descriptors can't be reflected upon.
     #[error("reflection: {0}")]
@@ -411,7 +414,8 @@ impl Gateway {
         if self.owns_reply_topic {
             self.remove_reply_topic().await;
         }
-        Err(StartError::NotReady { topic: Arc::clone(self.instance.reply_topic()), waited: limit })
+        let topic = Arc::clone(self.instance.reply_topic());
+        Err(StartError::NotReady { topic, waited: limit, trouble: self.instance.trouble() })
     }
 
     fn warn_of_missing_topics(&self) {
@@ -423,7 +427,7 @@ impl Gateway {
         }
         for topic in self.routes.request_topics() {
             if self.instance.directory.partitions(&topic).is_none() {
-                tracing::warn!(%topic, "request topic does not exist yet; its calls are UNAVAILABLE until it does");
+                tracing::warn!(%topic, "request topic does not exist yet, or an ACL hides it; its calls are UNAVAILABLE until that changes");
             }
         }
     }

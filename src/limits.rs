@@ -89,6 +89,13 @@ pub const STREAMS_PER_CONNECTION_CEILING: u32 = 1_000_000;
 /// Bytes of request headers (SETTINGS_MAX_HEADER_LIST_SIZE), and so of the
 /// metadata that is forwarded.
 pub const HEADER_LIST_BYTES_MAX: u32 = 16 * 1024;
+/// A reply of so many bytes counts as held until its caller has taken it.
+pub const REPLY_COUNTED_BYTES_MIN: usize = 4 * 1024;
+/// Bytes of replies that a connection's caller has not taken; with so many,
+/// further replies are dropped, and their calls end `RESOURCE_EXHAUSTED`.
+pub const REPLIES_UNTAKEN_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Of `grpc.connections_max`, those that have not begun to speak: one in four.
+pub const CONNECTIONS_BEGINNING_SHARE: u32 = 4;
 /// HTTP/2 keep-alive: a ping after this much quiet.
 pub const KEEP_ALIVE_INTERVAL_MS: u64 = 30_000;
 /// HTTP/2 keep-alive: how long its answer may take.
@@ -132,6 +139,9 @@ pub const CIRCUIT_OPEN_MS: u64 = 10_000;
 pub const IDEMPOTENCY_KEYS_CEILING: usize = 10_000_000;
 /// The most that `idempotency.bytes_max` may be set to.
 pub const IDEMPOTENCY_BYTES_CEILING: usize = 64 * 1024 * 1024 * 1024;
+/// How long a new connection may take until its first HTTP/2 frame, TLS
+/// included, in milliseconds.
+pub const BEGIN_TIMEOUT_MS: u64 = 10_000;
 /// How long a caller may take for its TLS handshake, in milliseconds.
 pub const TLS_HANDSHAKE_TIMEOUT_MS: u64 = 10_000;
 /// How often certificates are looked at, in milliseconds.

@@ -8,6 +8,7 @@
 
 pub mod config;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use axum::Router;
@@ -43,8 +44,13 @@ impl Admin {
     }
 }
 
-async fn ready(State(admin): State<Admin>) -> (StatusCode, &'static str) {
-    match admin.instance.phase() {
+async fn ready(State(admin): State<Admin>) -> (StatusCode, Cow<'static, str>) {
+    if admin.instance.phase() == Phase::NotReady
+        && let Some(trouble) = admin.instance.trouble()
+    {
+        return (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {trouble}\n").into());
+    }
+    let (code, text) = match admin.instance.phase() {
         Phase::Ready => (StatusCode::OK, "ready\n"),
         Phase::NotReady => (
             StatusCode::SERVICE_UNAVAILABLE,
@@ -52,7 +58,8 @@ async fn ready(State(admin): State<Admin>) -> (StatusCode, &'static str) {
         ),
         Phase::Leaving => (StatusCode::SERVICE_UNAVAILABLE, "about to drain\n"),
         Phase::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
-    }
+    };
+    (code, text.into())
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {

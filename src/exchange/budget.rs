@@ -48,7 +48,8 @@ impl Budget {
         self.calls.load(Ordering::Relaxed)
     }
 
-    /// Bytes of their request messages, and of replies that wait for others.
+    /// Bytes of their request messages, and of replies that wait: for others, or
+    /// to be taken.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
@@ -149,6 +150,23 @@ impl Room for BytesHeld {
         let bytes = (bytes as u64).min(self.bytes);
         self.bytes -= bytes;
         self.budget.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+impl BytesHeld {
+    /// Counts `more` bytes that are here already and can't be refused.
+    pub fn count(&mut self, more: u64) {
+        self.bytes += more;
+        self.budget.bytes.fetch_add(more, Ordering::Relaxed);
+    }
+
+    /// Room for some of the bytes, to be given back by itself.
+    #[must_use]
+    pub fn split(&mut self, bytes: u64) -> Self {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        let budget = Arc::clone(&self.budget);
+        Self { budget, bytes, began: self.began, sent_us: AtomicU64::new(0) }
     }
 }
 

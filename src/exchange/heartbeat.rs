@@ -50,6 +50,7 @@ impl Heart {
                 }
                 Err(error) => {
                     tracing::warn!(shard = self.shard, error, "heartbeat not written");
+                    self.instance.set_trouble(Some(&format!("heartbeat not written: {error}")));
                     writer = None;
                     backoff.pause().await;
                 }

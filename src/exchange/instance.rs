@@ -1,7 +1,7 @@
 //! What the shards of one process have in common.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -41,6 +41,8 @@ pub struct Instance {
     life: u64,
     /// When a heartbeat of another life was last seen; as `heartbeat_ms`.
     rival_ms: AtomicU64,
+    /// What stood in the way of the reply path last, until a heartbeat comes back.
+    trouble: Mutex<Option<Arc<str>>>,
     phase: watch::Sender<Phase>,
     phase_now: AtomicU8,
     shards: Vec<ShardState>,
@@ -129,6 +131,7 @@ impl Instance {
             started: Instant::now(),
             life: fastrand::u64(..),
             rival_ms: AtomicU64::new(0),
+            trouble: Mutex::default(),
             phase: watch::Sender::new(Phase::NotReady),
             phase_now: AtomicU8::new(Phase::NotReady as u8),
             shards,
@@ -285,12 +288,25 @@ impl Instance {
         match written {
             Some(written_ms) => {
                 self.shards[shard].heartbeat_ms.fetch_max(written_ms, Ordering::AcqRel);
+                self.set_trouble(None);
                 true
             }
             None => {
                 self.rival_ms.store(self.now_ms(), Ordering::Release);
                 false
             }
+        }
+    }
+
+    /// What stands in the way of the reply path, as far as it is known.
+    pub fn trouble(&self) -> Option<Arc<str>> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_trouble(&self, trouble: Option<&str>) {
+        let mut known = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.as_deref() != trouble {
+            *known = trouble.map(Arc::from);
         }
     }
 

@@ -60,6 +60,7 @@ impl ReplyReader {
             match interrupted {
                 Interrupted::Reopen(error) => {
                     tracing::warn!(%topic, partition = self.partition, %error, "reply reader interrupted");
+                    self.instance.set_trouble(Some(&format!("reply topic {topic}: {error}")));
                 }
                 // Only now replies are missed; else the offset stands, and the
                 // heartbeats tell when it takes too long.

@@ -16,6 +16,7 @@ pub mod config;
 mod connection;
 mod guard;
 mod health;
+mod lobby;
 mod message;
 pub mod metadata;
 mod pace;
@@ -24,6 +25,7 @@ mod status;
 mod streaming;
 mod tls;
 mod unary;
+mod untaken;
 mod web;
 
 pub use connection::{Acceptor, Lifecycle, Seat, serve_shard};

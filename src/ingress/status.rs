@@ -93,6 +93,15 @@ pub(super) fn of_failure(failure: &Failure) -> Status {
     Status::with_metadata(code, message, MetadataMap::from_headers(trailers))
 }
 
+/// A reply that has no place among those which its caller does not take.
+pub(super) fn of_untaken(waiting: u64, trace: &Trace) -> Status {
+    let message = format!(
+        "the reply came and was dropped: {waiting} bytes of earlier replies wait on this connection for \
+         their caller to take them"
+    );
+    Status::with_metadata(Code::ResourceExhausted, message, MetadataMap::from_headers(of_trace(trace)))
+}
+
 /// Our errors keep their cause apart; a caller sees one sentence.
 fn sentence(why: &Why) -> String {
     let text = why.to_string();

@@ -4,7 +4,7 @@
 use std::sync::{Arc, OnceLock};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
-use tokio::time::timeout_at;
+use tokio::time::{Instant, timeout_at};
 use tonic::body::Body;
 use tonic::codec::CompressionEncoding;
 use tonic::{Code, Status};
@@ -13,6 +13,7 @@ use super::message::{RequestBody, read_one, unary_body};
 use super::metadata::Allowed;
 use super::pace::Pace;
 use super::status;
+use super::untaken::Untaken;
 use crate::deadline::{Deadline, parse_grpc_timeout};
 use crate::exchange::{Admission, Answer, Exchange, Failure, Outcome, Request as Call, Trace, Why};
 use crate::metrics::{CallLabels, Histogram, Metrics, micros};
@@ -49,6 +50,7 @@ impl Unary {
         &self,
         route: &Arc<Route>,
         request: Request<B>,
+        untaken: &Arc<Untaken>,
     ) -> Response<Body> {
         if !is_grpc(request.headers()) {
             return not_grpc();
@@ -68,7 +70,7 @@ impl Unary {
             Err(status) => Err(status),
         };
         match answered {
-            Ok(answer) => self.respond(answer, compression, end),
+            Ok(answer) => self.respond(answer, compression, untaken, end),
             Err(status) => refuse(status, end),
         }
     }
@@ -127,19 +129,27 @@ impl Unary {
         &self,
         answer: Answer,
         compression: Option<CompressionEncoding>,
+        untaken: &Arc<Untaken>,
         mut end: CountOnDrop<'_>,
     ) -> Response<Body> {
         let returned = self.allowed.give_back(&answer.reply.headers);
         match answer.reply.result {
             Ok(message) => {
-                end.code = Some(Code::Ok);
                 let mut trailers = status::of_trace(&answer.trace);
                 if !returned.trailers.is_empty() {
                     // Over whatever a worker says under our names.
                     let ours = std::mem::replace(&mut trailers, returned.trailers);
                     trailers.extend(ours);
                 }
-                let body = unary_body(message, trailers, compression);
+                let hold = |reply| {
+                    let room = || self.exchange.instance().budget.no_bytes(Instant::now());
+                    untaken.hold(reply, room).map_err(|waiting| status::of_untaken(waiting, &answer.trace))
+                };
+                let body = match unary_body(message, trailers, compression, hold) {
+                    Ok(body) => body,
+                    Err(status) => return refuse(status, end),
+                };
+                end.code = Some(Code::Ok);
                 let mut response = Response::new(body);
                 *response.headers_mut() = returned.headers;
                 response.headers_mut().insert(header::CONTENT_TYPE, GRPC);

@@ -37,6 +37,7 @@ use crate::transport::{
     Cluster, ClusterError, GroupProgress, Groups, PartitionReader, PartitionWriter, Topic,
 };
 use config::Config;
+use explain::Deed;
 
 pub use connect::{ConnectError, Connector};
 
@@ -114,7 +115,7 @@ impl KafkaCluster {
         };
         let connecting = async {
             let connected = client.partition_client(topic, partition, UnknownTopicHandling::Error).await;
-            connected.map_err(|error| explain::cluster_error(&error, topic))
+            connected.map_err(|error| self.connector.explain(&error, Deed::new("Describe", topic)))
         };
         let connected = within(self.timeout, connecting).await;
         match &connected {
@@ -129,8 +130,12 @@ impl KafkaCluster {
 #[async_trait]
 impl Cluster for KafkaCluster {
     async fn topics(&self) -> Result<Vec<Topic>, ClusterError> {
+        let connector = Arc::clone(&self.connector);
         self.ask(self.timeout, |client| async move {
-            let topics = client.list_topics().await.map_err(|error| explain::cluster_error(&error, ""))?;
+            let topics = client
+                .list_topics()
+                .await
+                .map_err(|error| connector.explain(&error, Deed::new("Describe", "")))?;
             Ok(topics
                 .into_iter()
                 .map(|topic| Topic {
@@ -148,28 +153,30 @@ impl Cluster for KafkaCluster {
         partitions: i32,
         replication_factor: i16,
     ) -> Result<(), ClusterError> {
-        let name = name.to_owned();
+        let (name, connector) = (name.to_owned(), Arc::clone(&self.connector));
         self.ask(controller_limit(self.timeout), |client| async move {
-            let controller = client.controller_client().map_err(|e| explain::cluster_error(&e, &name))?;
+            let deed = Deed::new("Create", &name);
+            let controller = client.controller_client().map_err(|error| connector.explain(&error, deed))?;
             controller
                 .create_topic(name.clone(), partitions, replication_factor, CONTROLLER_TIMEOUT_MS)
                 .await
                 .map_err(|error| match protocol_error(&error) {
                     Some(ProtocolError::TopicAlreadyExists) => ClusterError::TopicExists(name.clone()),
-                    _ => explain::cluster_error(&error, &name),
+                    _ => connector.explain(&error, deed),
                 })
         })
         .await
     }
 
     async fn delete_topic(&self, name: &str) -> Result<(), ClusterError> {
-        let name = name.to_owned();
+        let (name, connector) = (name.to_owned(), Arc::clone(&self.connector));
         self.ask(controller_limit(self.timeout), |client| async move {
-            let controller = client.controller_client().map_err(|e| explain::cluster_error(&e, &name))?;
+            let deed = Deed::new("Delete", &name);
+            let controller = client.controller_client().map_err(|error| connector.explain(&error, deed))?;
             controller
                 .delete_topic(name.clone(), CONTROLLER_TIMEOUT_MS)
                 .await
-                .map_err(|error| explain::cluster_error(&error, &name))
+                .map_err(|error| connector.explain(&error, deed))
         })
         .await
     }

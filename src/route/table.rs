@@ -14,7 +14,7 @@ use crate::message::format::Format;
 use crate::terms::{Compression, DeadLetterOn, Mode};
 
 /// Every method that is declared, and the routes of those that are served.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct RouteTable {
     pub(super) routes: Vec<Arc<Route>>,
     pub(super) entries: HashMap<Arc<str>, Entry>,
