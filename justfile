@@ -60,6 +60,26 @@ memory *ARGS:
     cargo build --release --locked
     python3 tests/faults/run.py memory --antiphon target/release/antiphon {{ARGS}}
 
+# 300,000 shops, three triggers at once, one order for each shop; `--quick` for 9,000.
+delivery-radius *ARGS:
+    cargo build --release --locked
+    python3 examples/delivery-radius/run.py --antiphon target/release/antiphon {{ARGS}}
+
+# Orders reserved, paid and confirmed while all of it is killed; `--quick` for 300.
+order-saga *ARGS:
+    cargo build --release --locked
+    python3 examples/order-saga/run.py --antiphon target/release/antiphon {{ARGS}}
+
+# Payments behind two gateways, with crashes; ends with an account of each of them.
+payments *ARGS:
+    cargo build --release --locked
+    python3 examples/payments/run.py {{ARGS}}
+
+# Ten thousand transfers that wait, and notifications that do not.
+bank *ARGS:
+    cargo build --release --locked
+    python3 examples/bank/run.py {{ARGS}}
+
 # Each fuzz target for so many seconds.
 fuzz SECONDS="60" *TARGETS:
     scripts/fuzz {{SECONDS}} {{TARGETS}}

@@ -21,11 +21,13 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::admin::Admin;
 use crate::backoff::Backoff;
 use crate::correlation::Minter;
+use crate::dead_letters::{self, DeadLetterTopic};
 use crate::exchange::budget::Budget;
 use crate::exchange::{Exchange, Instance, Parts, Phase, PrepareError, Schemas, Settings};
 use crate::ingress::{self, Acceptor, Guard, Health, Lifecycle, Reflection, Refresher, Seat, Tls, TlsError};
 use crate::kafka::{ConnectError, Connector, KafkaCluster};
 use crate::limits;
+use crate::metrics::TopicLabels;
 use crate::pending::Pending;
 use crate::registry::{HttpRegistry, SettingsError};
 use crate::route::RouteTable;
@@ -256,6 +258,10 @@ impl Gateway {
             supervisor.spawn("admin", page.serve(admin)),
             supervisor.spawn("health", health.clone().follow(Arc::clone(&routes), Arc::clone(&instance))),
             supervisor.spawn("readiness", review(Arc::clone(&instance))),
+            supervisor.spawn(
+                "dead letters",
+                count_dead_letters(Arc::clone(&instance), Arc::clone(&cluster), Arc::clone(&routes)),
+            ),
             supervisor.spawn("topics", topics),
         ]);
         let mut gateway = Self {
@@ -413,6 +419,12 @@ impl Gateway {
     }
 
     fn warn_of_missing_topics(&self) {
+        for method in self.routes.not_served() {
+            tracing::warn!(
+                method,
+                "not served: its caller sends a stream, and a request is one record; calls of it are UNIMPLEMENTED"
+            );
+        }
         for topic in self.routes.request_topics() {
             if self.instance.directory.partitions(&topic).is_none() {
                 tracing::warn!(%topic, "request topic does not exist yet, or an ACL hides it; its calls are UNAVAILABLE until that changes");
@@ -595,6 +607,32 @@ async fn try_open(config: &Config, instance: &Instance, cluster: &KafkaCluster) 
         }
         (Err(ClusterError::TopicExists(_)), _) => Ok(()),
         (created, _) => created,
+    }
+}
+
+/// Counts what lies on the dead-letter topics, for whoever has to look at it.
+/// Never ends.
+async fn count_dead_letters(instance: Arc<Instance>, cluster: Arc<KafkaCluster>, routes: Arc<RouteTable>) {
+    let mut wanted: Vec<&Arc<str>> = Vec::new();
+    for route in routes.routes().iter().filter(|route| !route.dead_letter_on.is_empty()) {
+        if !wanted.contains(&&route.dead_letter_topic) {
+            wanted.push(&route.dead_letter_topic);
+        }
+    }
+    loop {
+        for name in &wanted {
+            let Some(partitions) = instance.directory.partitions(name) else { continue };
+            let topic = DeadLetterTopic { name: name.to_string(), partitions };
+            match dead_letters::count(&*cluster, &topic).await {
+                Ok(records) => {
+                    let labels = TopicLabels { messaging_destination_name: Arc::clone(name) };
+                    let records = i64::try_from(records).unwrap_or(i64::MAX);
+                    instance.metrics.dead_letter_records.get_or_create(&labels).set(records);
+                }
+                Err(error) => tracing::debug!(topic = &***name, %error, "dead letters were not counted"),
+            }
+        }
+        sleep(Duration::from_millis(limits::DEAD_LETTERS_COUNT_INTERVAL_MS)).await;
     }
 }
 

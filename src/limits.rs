@@ -104,6 +104,16 @@ pub const KEEP_ALIVE_TIMEOUT_MS: u64 = 20_000;
 pub const RESPONSE_METADATA_BYTES_MAX: usize = 8 * 1024;
 /// Bytes of an error message in `grpc-message`.
 pub const STATUS_MESSAGE_BYTES_MAX: usize = 2 * 1024;
+/// Replies of one call that are held: of a unary method all of them, of a
+/// stream those that its caller has not taken yet; unless `replies_max` says.
+pub const REPLIES_PER_CALL_MAX: u32 = 10_000;
+/// The most that `replies` and `replies_max` may be set to.
+pub const REPLIES_PER_CALL_CEILING: u32 = 1_000_000;
+/// Bytes of replies to one call that wait: for their caller, or for the rest.
+/// One message of `grpc.message_bytes_max` always has room.
+pub const REPLY_BYTES_PER_CALL_MAX: usize = 8 * 1024 * 1024;
+/// Messages of a stream between its call and its connection.
+pub const STREAM_HANDOVER_MESSAGES: usize = 8;
 /// Bytes of an idempotency key.
 pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 256;
 
@@ -117,6 +127,8 @@ pub const IDEMPOTENCY_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub const AFTERMATH_TIMEOUT_MS: u64 = 30_000;
 /// Timed-out calls whose late replies are still recognised, process-wide.
 pub const DEAD_LETTERS_REMEMBERED_MAX: usize = 50_000;
+/// How often the dead letters on their topics are counted.
+pub const DEAD_LETTERS_COUNT_INTERVAL_MS: u64 = 15_000;
 /// Schemas of replies that are kept, by their ids.
 pub const SCHEMAS_KNOWN_MAX: usize = 1_000;
 /// One question to the schema registry, with its answer.
@@ -140,3 +152,8 @@ pub const JWKS_REFRESH_MS: u64 = 60_000;
 pub const JWKS_TIMEOUT_MS: u64 = 5_000;
 /// How far the clocks of token issuers may differ from ours, in milliseconds.
 pub const TOKEN_LEEWAY_MS: u64 = 30_000;
+/// Calls that a shard refuses at once each second for lack of room; more wait
+/// for their turn, so that refusals leave time for the calls in flight.
+pub const REFUSALS_PER_SECOND: u64 = 10_000;
+/// How long such a refusal may wait, in milliseconds.
+pub const REFUSAL_DELAY_MAX_MS: u64 = 1_000;

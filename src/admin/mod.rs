@@ -64,9 +64,7 @@ async fn ready(State(admin): State<Admin>) -> (StatusCode, Cow<'static, str>) {
 
 async fn metrics(State(admin): State<Admin>) -> Response {
     let metrics = &admin.instance.metrics;
-    // Gauges are read from where the truth is, when somebody asks.
-    metrics.calls_in_flight.set(i64::try_from(admin.instance.pending_calls()).unwrap_or(i64::MAX));
-    metrics.bytes_held.set(i64::try_from(admin.instance.budget.bytes()).unwrap_or(i64::MAX));
+    admin.instance.observe();
     metrics.connections.set(i64::from(admin.acceptor.open()));
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, content_type)], metrics.render()).into_response()

@@ -450,6 +450,7 @@ impl Judge<'_> {
             reply_partition: name(part.reply_partition),
             error_code: name(part.error_code),
             error_message: name(part.error_message),
+            last: name(part.last),
             correlation_id: correlation_id?,
             reply_topic: reply_topic?,
             correlation_form: value(part.correlation_form, |form| form.0, CorrelationForm::Text),

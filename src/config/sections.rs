@@ -286,6 +286,9 @@ sections! {
         /// Header of replies for what went wrong; without error_code its
         /// presence is the error, UNKNOWN. Default: none but grpc-message.
         error_message: String = "",
+        /// Header of replies that no other one follows, for methods that
+        /// collect several. Default: antiphon-last.
+        last: String = "",
     }
 
     /// Schemas of messages, for the format confluent-protobuf.

@@ -1,7 +1,7 @@
 //! What the shards of one process have in common.
 
-use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -12,8 +12,9 @@ use super::budget::Budget;
 use super::circuit::Circuits;
 use super::config::{CircuitConfig, IdempotencyConfig};
 use super::idempotency::KeyStore;
+use super::lanes::Lanes;
 use super::topics::TopicDirectory;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, ReplyPartition};
 use crate::pending::Pending;
 
 /// Whether calls are accepted.
@@ -104,6 +105,8 @@ pub struct ShardState {
     heartbeat_ms: AtomicU64,
     /// Everything before it has been read.
     next_offset: AtomicI64,
+    /// Its lanes, which end with its exchange.
+    lanes: OnceLock<Weak<Lanes>>,
 }
 
 impl Instance {
@@ -118,6 +121,7 @@ impl Instance {
                 positioned: AtomicBool::new(false),
                 heartbeat_ms: AtomicU64::new(0),
                 next_offset: AtomicI64::new(0),
+                lanes: OnceLock::new(),
             })
             .collect();
         Arc::new(Self {
@@ -165,6 +169,35 @@ impl Instance {
     /// cancel records.
     pub fn aftermath(&self) -> usize {
         self.aftermath.load(Ordering::Relaxed)
+    }
+
+    /// Brings the gauges up to date, from where the truth is.
+    pub fn observe(&self) {
+        let metrics = &self.metrics;
+        let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        metrics.calls_in_flight.set(number(self.pending_calls() as u64));
+        metrics.bytes_held.set(number(self.budget.bytes()));
+        let mut loads = Vec::new();
+        for (shard, state) in self.shards.iter().enumerate() {
+            let labels = ReplyPartition {
+                messaging_destination_partition_id: i32::try_from(shard).unwrap_or(i32::MAX),
+            };
+            let age = match state.heartbeat_ms.load(Ordering::Acquire) {
+                0 => -1.0,
+                beat => self.now_ms().saturating_sub(beat) as f64 / 1e3,
+            };
+            metrics.heartbeat_age.get_or_create(&labels).set(age);
+            loads.extend(
+                state.lanes.get().and_then(Weak::upgrade).map(|lanes| lanes.loads()).unwrap_or_default(),
+            );
+        }
+        metrics.show_lanes(loads);
+    }
+
+    /// The lanes of `shard`, for those who look at what they have to do.
+    pub(super) fn show_lanes_of(&self, shard: usize, lanes: &Arc<Lanes>) {
+        // There is one exchange for each shard, so that nothing is there yet.
+        let _ = self.shards[shard].lanes.set(Arc::downgrade(lanes));
     }
 
     /// Counts one more of them.

@@ -13,6 +13,7 @@ use crate::backoff::Backoff;
 use crate::correlation::CorrelationId;
 use crate::message::HEARTBEAT;
 use crate::message::dialect::{self, Custom, Kind};
+use crate::metrics::{ReplyPartition, RoleLabels};
 use crate::pending::{Pending, Verdict};
 use crate::transport::{Cluster, FetchError, PartitionReader, Received};
 
@@ -74,6 +75,7 @@ impl ReplyReader {
     }
 
     async fn read(&self, next_offset: &mut Option<i64>, backoff: &mut Backoff) -> Interrupted {
+        self.instance.metrics.kafka_connections.get_or_create(&RoleLabels { role: "reply-reader" }).inc();
         let opened = self.cluster.reader(self.instance.reply_topic(), self.partition).await;
         let mut reader = match opened {
             Ok(reader) => reader,
@@ -87,6 +89,8 @@ impl ReplyReader {
         };
         self.instance.set_next_offset(self.shard, offset);
         self.instance.set_positioned(self.shard, true);
+        let place = ReplyPartition { messaging_destination_partition_id: self.partition };
+        let lag = self.instance.metrics.reply_lag.get_or_create_owned(&place);
         loop {
             *next_offset = Some(offset);
             match reader.fetch(offset, self.fetch_wait).await {
@@ -96,6 +100,7 @@ impl ReplyReader {
                         self.take(record);
                     }
                     self.instance.set_next_offset(self.shard, offset);
+                    lag.set((fetched.high_watermark - offset).max(0));
                     backoff.reset();
                 }
                 Err(FetchError::OffsetOutOfRange) => match self.find_place(&mut *reader, offset).await {
@@ -179,6 +184,7 @@ impl ReplyReader {
         match to(&shard.pending, id, &mut record) {
             Verdict::Delivered => "delivered",
             Verdict::Kept => "part",
+            Verdict::Refused => "refused",
             Verdict::Duplicate => "duplicate",
             Verdict::Foreign => "foreign",
             Verdict::Late => {

@@ -318,10 +318,7 @@ async fn closed(lifecycle: &mut watch::Receiver<Lifecycle>) {
 
 fn http1_settings() -> http1::Builder {
     let mut settings = http1::Builder::new();
-    settings
-        .timer(TokioTimer::new())
-        .header_read_timeout(BEGIN_TIMEOUT)
-        .max_buf_size(HTTP1_BUFFER_BYTES_MAX);
+    settings.timer(TokioTimer::new()).header_read_timeout(BEGIN_TIMEOUT).max_buf_size(HTTP1_BUFFER_BYTES_MAX);
     settings
 }
 

@@ -189,6 +189,16 @@ pub(super) fn unary_body(
     })
 }
 
+/// The body of an answer that is a stream: messages, and a status that ends
+/// them. What is ready goes into one frame. `bytes_max` is checked before.
+pub(super) fn stream_body<S>(messages: S, compression: Option<CompressionEncoding>) -> tonic::body::Body
+where
+    S: futures_util::Stream<Item = Result<Bytes, Status>> + Send + 'static,
+{
+    let once = SingleMessageCompressionOverride::default();
+    tonic::body::Body::new(EncodeBody::new_server(Raw, messages, compression, once, None))
+}
+
 fn frame(message: &Bytes) -> Bytes {
     let mut framed = BytesMut::with_capacity(PREFIX_BYTES + message.len());
     framed.put_u8(0);

@@ -1,7 +1,7 @@
 //! The gRPC edge: connections in, calls to the exchange, answers out.
 //!
 //! ```text
-//! acceptor ──► least busy shard ──► hyper HTTP/2 ──► service ─┬─ unary ──► exchange
+//! acceptor ──► least busy shard ──► hyper HTTP/2 ──► service ─┬─ unary, streaming ──► exchange
 //!                               └─► HTTP/1.1 ──► web ────┘    │
 //!                                                             ├─ grpc.health.v1
 //!                                                             └─ grpc.reflection.v1, v1alpha
@@ -19,8 +19,10 @@ mod health;
 mod lobby;
 mod message;
 pub mod metadata;
+mod pace;
 mod service;
 mod status;
+mod streaming;
 mod tls;
 mod unary;
 mod untaken;

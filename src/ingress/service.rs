@@ -20,6 +20,7 @@ use super::guard::Guard;
 use super::health::Health;
 use super::message::RequestBody;
 use super::metadata::Allowed;
+use super::streaming;
 use super::unary::Unary;
 use super::untaken::Untaken;
 use super::web::{Web, WebService, is_web};
@@ -173,8 +174,12 @@ impl Inner {
             return refused.into_http();
         }
         match self.routes.lookup(request.uri().path()) {
+            Lookup::Route(route) if route.is_stream() => {
+                // Boxed: else every call would have to carry it.
+                Box::pin(streaming::answer(&self.unary, route, request)).await
+            }
             Lookup::Route(route) => self.unary.answer(route, request, &peer.untaken).await,
-            Lookup::Streaming { client, server } => streaming(client, server),
+            Lookup::Streaming { server } => not_served(server),
             Lookup::UnknownMethod | Lookup::UnknownService => self.other(request).await,
         }
     }
@@ -206,12 +211,7 @@ fn unknown(routes: &RouteTable, path: &str) -> Response<Body> {
     Status::unimplemented(message).into_http()
 }
 
-fn streaming(client: bool, server: bool) -> Response<Body> {
-    let kind = match (client, server) {
-        (true, true) => "bidirectional streaming",
-        (true, false) => "client streaming",
-        _ => "server streaming",
-    };
-    Status::unimplemented(format!("{kind} methods are not served: one request record has one reply record"))
-        .into_http()
+fn not_served(server: bool) -> Response<Body> {
+    let kind = if server { "bidirectional streaming" } else { "client streaming" };
+    Status::unimplemented(format!("{kind} methods are not served: a request is one record")).into_http()
 }

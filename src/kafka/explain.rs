@@ -152,7 +152,9 @@ pub(super) fn fetch_error(error: &ClientError, deed: Deed<'_>) -> FetchError {
             ProtocolError::CorruptMessage => FetchError::Undecodable(line(error, deed)),
             _ => FetchError::Unreachable(line(error, deed)),
         },
-        ClientError::Request(request) if is_undecodable(request) => FetchError::Undecodable(line(error, deed)),
+        ClientError::Request(request) if is_undecodable(request) => {
+            FetchError::Undecodable(line(error, deed))
+        }
         ClientError::InvalidResponse(text) if text.contains("imestamp") => {
             FetchError::Undecodable(line(error, deed))
         }

@@ -14,6 +14,7 @@
 pub mod config;
 mod connect;
 mod explain;
+mod groups;
 mod nodelay;
 mod raw;
 mod reader;
@@ -32,7 +33,9 @@ use rskafka::client::partition::{PartitionClient, UnknownTopicHandling};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-use crate::transport::{Cluster, ClusterError, PartitionReader, PartitionWriter, Topic};
+use crate::transport::{
+    Cluster, ClusterError, GroupProgress, Groups, PartitionReader, PartitionWriter, Topic,
+};
 use config::Config;
 use explain::Deed;
 
@@ -129,7 +132,10 @@ impl Cluster for KafkaCluster {
     async fn topics(&self) -> Result<Vec<Topic>, ClusterError> {
         let connector = Arc::clone(&self.connector);
         self.ask(self.timeout, |client| async move {
-            let topics = client.list_topics().await.map_err(|error| connector.explain(&error, Deed::new("Describe", "")))?;
+            let topics = client
+                .list_topics()
+                .await
+                .map_err(|error| connector.explain(&error, Deed::new("Describe", "")))?;
             Ok(topics
                 .into_iter()
                 .map(|topic| Topic {
@@ -184,6 +190,17 @@ impl Cluster for KafkaCluster {
         let client = self.partition(topic, partition).await?;
         let raw = raw::RawReader::new(Arc::clone(&self.connector), topic, partition);
         Ok(Box::new(reader::Reader::new(client, self.timeout, raw)))
+    }
+}
+
+#[async_trait]
+impl Groups for KafkaCluster {
+    async fn groups_on(&self, topic: &str, partition: i32) -> Result<Vec<GroupProgress>, ClusterError> {
+        let found = within(groups::LIMIT, async {
+            let found = groups::on_partition(&self.connector, topic, partition).await;
+            found.map_err(|error| ClusterError::Unreachable(error.to_string()))
+        });
+        found.await
     }
 }
 

@@ -39,12 +39,12 @@ use crate::limits;
 use crate::transport::{Fetched, HeaderName, Received};
 
 /// Versions that Apache Kafka 2.1 and later know; the same as rskafka's.
-const METADATA_VERSION: i16 = 4;
+pub(super) const METADATA_VERSION: i16 = 4;
 const FETCH_VERSION: i16 = 4;
 const SASL_HANDSHAKE_VERSION: i16 = 1;
 const SASL_AUTHENTICATE_VERSION: i16 = 0;
 /// One request beside a fetch.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes of one answer: what was asked for, and what goes around it.
 const FRAME_BYTES_MAX: usize = limits::FETCH_BYTES_MAX as usize * 2 + 64 * 1024;
 /// Bytes of a batch in front of its length's end: base offset and length.
@@ -54,7 +54,7 @@ const LAST_OFFSET_DELTA_AT: usize = 23;
 /// `isolation.level=read_committed`.
 const READ_COMMITTED: i8 = 1;
 
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send + Sync {}
+pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + Sync {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send + Sync> Stream for S {}
 
 /// Reads one partition, batch by batch.
@@ -232,7 +232,7 @@ fn leader_address(answer: &MetadataResponse, partition: i32) -> Option<String> {
 }
 
 /// Connects as the settings say: TCP, perhaps TLS, perhaps SASL.
-async fn open(connector: &Connector, address: &str) -> io::Result<Box<dyn Stream>> {
+pub(super) async fn open(connector: &Connector, address: &str) -> io::Result<Box<dyn Stream>> {
     let tcp = TcpStream::connect(address).await?;
     tcp.set_nodelay(true)?;
     let mut stream: Box<dyn Stream> = match connector.tls() {
@@ -273,7 +273,7 @@ async fn authenticate(stream: &mut dyn Stream, config: &SaslConfig) -> io::Resul
 }
 
 /// One request and its answer.
-async fn ask<Q: Encodable, R: Decodable>(
+pub(super) async fn ask<Q: Encodable, R: Decodable>(
     stream: &mut dyn Stream,
     key: ApiKey,
     version: i16,
@@ -303,11 +303,11 @@ async fn ask<Q: Encodable, R: Decodable>(
     R::decode(&mut answer, version).map_err(io::Error::other)
 }
 
-fn topic_name(topic: &str) -> TopicName {
+pub(super) fn topic_name(topic: &str) -> TopicName {
     TopicName(StrBytes::from_string(topic.to_owned()))
 }
 
-fn refused(text: &str) -> io::Error {
+pub(super) fn refused(text: &str) -> io::Error {
     io::Error::other(text.to_owned())
 }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use chrono::DateTime;
 use rskafka::client::partition::{OffsetAt, PartitionClient};
 use rskafka::record::RecordAndOffset;
 use tokio::time::{Instant, timeout};
@@ -75,6 +76,15 @@ impl PartitionReader for Reader {
 
     async fn end_offset(&mut self) -> Result<i64, FetchError> {
         self.offset(OffsetAt::Latest).await
+    }
+
+    async fn offset_at(&mut self, time_ms: i64) -> Result<i64, FetchError> {
+        let Some(time) = DateTime::from_timestamp_millis(time_ms) else { return self.start_offset().await };
+        match self.offset(OffsetAt::Timestamp(time)).await? {
+            // Kafka's word for none.
+            offset if offset < 0 => self.end_offset().await,
+            offset => Ok(offset),
+        }
     }
 
     async fn fetch(&mut self, offset: i64, wait: Duration) -> Result<Fetched, FetchError> {

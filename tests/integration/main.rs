@@ -1,6 +1,7 @@
 //! The gateway from the outside: gRPC clients, a Kafka cluster, workers.
 #![allow(clippy::unwrap_used, clippy::expect_used, unreachable_pub, reason = "a test fails by panicking")]
 
+mod aggregate;
 mod bad_input;
 mod bench;
 mod calls;
@@ -22,4 +23,7 @@ mod records;
 #[cfg(feature = "registry-tests")]
 mod registry;
 mod security;
+mod several;
+mod streams;
 mod web;
+mod why;
