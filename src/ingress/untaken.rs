@@ -170,7 +170,7 @@ mod tests {
         drop(part);
         assert_eq!((budget.bytes(), untaken.waits()), (0, false));
         // Compressed, it counts as it was.
-        let mut waiting = untaken.hold(reply.clone(), || budget.no_bytes()).unwrap();
+        let mut waiting = untaken.hold(reply.clone(), || budget.no_bytes(Instant::now())).unwrap();
         let compressed = waiting.cover(Bytes::from_static(b"small"));
         drop(waiting);
         assert_eq!((budget.bytes(), &compressed[..]), (LARGE as u64, &b"small"[..]));
