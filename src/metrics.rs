@@ -386,6 +386,8 @@ mod tests {
         metrics.produce_errors.get_or_create(&ProduceErrorLabels { kind: "unknown" }).inc();
         metrics.kafka_connections.get_or_create(&RoleLabels { role: "lane" }).inc();
         metrics.dead_letters.get_or_create(&DeadLetterLabels { class: "timeout" }).inc();
+        let collected = MethodLabels { method: Arc::from("/p.S/M") };
+        metrics.collected_replies.get_or_create(&collected).inc();
         let labels = TopicLabels { messaging_destination_name: topic };
         metrics.dead_letter_records.get_or_create(&labels).set(1);
         metrics.idempotent.get_or_create(&IdempotentLabels { kind: "first" }).inc();

@@ -166,9 +166,11 @@ impl Shared {
         let mut handling = std::pin::pin!(self.attempt(call, serve(call.clone(), message, messages)));
         let mut outcome: Option<Outcome> = None;
         loop {
-            // What a handler has left to others when it returned counts no more.
+            // What a handler has left to others when it returned counts no more. That all
+            // went well is said only when all is written.
+            let whole = |outcome: &mut Outcome| outcome.result.is_err() || sent.on_the_way.is_empty();
             if replies.is_empty()
-                && let Some(outcome) = outcome.take()
+                && let Some(outcome) = outcome.take_if(whole)
             {
                 return outcome;
             }
