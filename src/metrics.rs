@@ -51,6 +51,21 @@ pub struct Metrics {
     pub idempotent: Family<IdempotentLabels, Counter>,
     /// `antiphon_reader_errors_total`: fetches from the reply topic that failed.
     pub reader_errors: Counter,
+    /// `antiphon_reply_topics`: topics with the prefix of reply topics, by the
+    /// last look.
+    pub reply_topics: Gauge,
+    /// `antiphon_orphans_removed_total`: reply topics of dead instances that
+    /// this one has removed.
+    pub orphans_removed: Counter,
+    /// `antiphon_leases_total{kind}`: what became of leases of reply partitions.
+    pub leases: Family<LeaseLabels, Counter>,
+}
+
+/// Labels of `antiphon_leases_total`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct LeaseLabels {
+    /// What happened: claimed, contested, lost or released.
+    pub kind: &'static str,
 }
 
 /// Labels of `antiphon_calls_total`.
@@ -65,8 +80,8 @@ pub struct CallLabels {
 /// Labels of `antiphon_replies_total`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ReplyLabels {
-    /// What the record was: delivered, late, duplicate, foreign, heartbeat,
-    /// request, uncorrelated or undecodable.
+    /// What the record was: delivered, part, late, duplicate, foreign,
+    /// heartbeat, peer-heartbeat, lease, request, uncorrelated or undecodable.
     pub kind: &'static str,
 }
 
@@ -119,6 +134,9 @@ impl Metrics {
             circuit_opened: Counter::default(),
             idempotent: Family::default(),
             reader_errors: Counter::default(),
+            reply_topics: Gauge::default(),
+            orphans_removed: Counter::default(),
+            leases: Family::default(),
         };
         metrics.register();
         metrics
@@ -160,6 +178,17 @@ impl Metrics {
             "Fetches from the reply topic that failed",
             self.reader_errors.clone(),
         );
+        registry.register(
+            "reply_topics",
+            "Topics with the prefix of reply topics",
+            self.reply_topics.clone(),
+        );
+        registry.register(
+            "orphans_removed",
+            "Reply topics of dead instances that were removed",
+            self.orphans_removed.clone(),
+        );
+        registry.register("leases", "Leases of reply partitions, by what became of them", self.leases.clone());
     }
 
     /// One more record of this kind on the reply topic.
@@ -168,6 +197,16 @@ impl Metrics {
             DELIVERED => self.delivered.inc(),
             _ => self.replies.get_or_create(&ReplyLabels { kind }).inc(),
         };
+    }
+
+    /// One more lease of which this became.
+    pub fn count_lease(&self, kind: &'static str) {
+        self.leases.get_or_create(&LeaseLabels { kind }).inc();
+    }
+
+    /// How many leases of which this became there have been.
+    pub fn leases_of(&self, kind: &'static str) -> u64 {
+        self.leases.get_or_create(&LeaseLabels { kind }).get()
     }
 
     /// How many records of this kind there have been.

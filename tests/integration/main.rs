@@ -21,4 +21,5 @@ mod raw;
 mod records;
 #[cfg(feature = "registry-tests")]
 mod registry;
+mod routing;
 mod web;
