@@ -268,7 +268,8 @@ impl Gateway {
         let plan = |(shard, seat)| ShardPlan {
             shard,
             seat,
-            reply_partition: first_partition.map(|first| first.saturating_add(i32::try_from(shard).unwrap_or(0))),
+            reply_partition: first_partition
+                .map(|first| first.saturating_add(i32::try_from(shard).unwrap_or(0))),
             keep: reply_path::longest_call(&config, &routes),
             config: config.clone(),
             routes: Arc::clone(&routes),

@@ -188,7 +188,11 @@ impl Metrics {
             "Reply topics of dead instances that were removed",
             self.orphans_removed.clone(),
         );
-        registry.register("leases", "Leases of reply partitions, by what became of them", self.leases.clone());
+        registry.register(
+            "leases",
+            "Leases of reply partitions, by what became of them",
+            self.leases.clone(),
+        );
     }
 
     /// One more record of this kind on the reply topic.

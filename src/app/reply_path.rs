@@ -248,7 +248,8 @@ fn check_partitions(
             "reply topic {topic} has {found} partitions, and this process needs {needed} ({}); add \
              partitions to it, or lower shards",
             match first_partition {
-                Some(first) => format!("its ordinal gives it those from {first} on, one for each of {shards} shards"),
+                Some(first) =>
+                    format!("its ordinal gives it those from {first} on, one for each of {shards} shards"),
                 None => format!("one for each of its {shards} shards, and as many for each other process"),
             }
         ))),
@@ -266,7 +267,8 @@ pub(super) fn explain_no_lease(instance: &Instance, waited: Duration) -> Option<
     if holders.is_empty() {
         return None;
     }
-    let list: Vec<String> = holders.iter().map(|(partition, name)| format!("{partition} by {name}")).collect();
+    let list: Vec<String> =
+        holders.iter().map(|(partition, name)| format!("{partition} by {name}")).collect();
     Some(StartError::NoLease {
         topic: Arc::clone(instance.reply_topic()),
         partitions: instance.reply_partitions(),

@@ -79,13 +79,16 @@ impl Judge<'_> {
     fn check_routing(&mut self, part: &Reply) {
         let routing = part.routing.as_ref().map_or(ReplyRouting::InstanceTopic, |found| found.value.0);
         match (&part.topic, &part.routing) {
-            (None, Some(found)) if routing != ReplyRouting::InstanceTopic && !self.is_set("reply", "topic") => {
+            (None, Some(found))
+                if routing != ReplyRouting::InstanceTopic && !self.is_set("reply", "topic") =>
+            {
                 let mistake = found.place.mistake(format!("{routing:} needs reply.topic"));
                 self.mistakes.push(mistake.hint("name the reply topic that the instances share"));
             }
             (Some(found), _) if routing == ReplyRouting::InstanceTopic => {
                 let mistake = found.place.mistake("is of no use with routing instance-topic");
-                self.mistakes.push(mistake.hint("set reply.routing to partition or shared, or reply.topic_prefix"));
+                self.mistakes
+                    .push(mistake.hint("set reply.routing to partition or shared, or reply.topic_prefix"));
             }
             _ => {}
         }

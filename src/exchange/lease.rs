@@ -181,11 +181,22 @@ mod tests {
 
     #[test]
     fn an_older_term_is_fenced_off() {
-        let log = [(0, claim(A, -1)), (4, claim(B, 3)), (5, beat(A, 0)), (6, Entry::Release { by: A, term: 0 })];
+        let log =
+            [(0, claim(A, -1)), (4, claim(B, 3)), (5, beat(A, 0)), (6, Entry::Release { by: A, term: 0 })];
         assert_eq!(read(0, &log).holder(), Some((B, 4)));
         // One who came later believes the highest term.
         assert_eq!(read(5, &log[2..]).holder(), None);
         assert_eq!(read(5, &[log[2], (7, beat(B, 4)), (8, beat(A, 0))]).holder(), Some((B, 4)));
+    }
+
+    /// The model found it: one who was deposed, and has forgotten, must not take
+    /// its own late heartbeat for a lease.
+    #[test]
+    fn hearsay_is_no_lease() {
+        let ledger = read(2, &[(3, beat(A, 0))]);
+        assert_eq!((ledger.holder(), ledger.proven()), (Some((A, 0)), None));
+        let ledger = read(2, &[(3, beat(A, 0)), (7, claim(A, 6))]);
+        assert_eq!(ledger.proven(), Some((A, 7)));
     }
 
     #[test]

@@ -24,6 +24,7 @@ use super::heartbeat::{Heart, Trim};
 use super::instance::Instance;
 use super::lease::{Entry, Ledger, Tenant};
 use super::replies::{Reading, ReplyReader};
+use crate::backoff::Backoff;
 use crate::correlation::CorrelationId;
 use crate::limits;
 use crate::message::LEASE;
@@ -261,51 +262,52 @@ impl Lessee {
     /// Looks until there is one.
     async fn find(&self) -> Lease {
         let mut watches = HashMap::new();
+        let mut backoff = Backoff::default();
+        let leases = &self.reading.instance.leases;
         loop {
             let partitions = self.reading.instance.reply_partitions().max(1);
             // Those who start together do not all try the same one first.
             let first = fastrand::i32(..partitions);
             for partition in (first..partitions).chain(0..first) {
-                if !self.reading.instance.leases.reserve(partition) {
+                if !leases.reserve(partition) {
                     continue;
                 }
-                if let Some(lease) = self.try_partition(&mut watches, partition).await {
-                    return lease;
+                match self.try_partition(&mut watches, partition).await {
+                    Ok(Some(lease)) => return lease,
+                    Ok(None) => backoff.reset(),
+                    Err(error) => {
+                        self.explain(partition, &error).await;
+                        backoff.pause().await;
+                    }
                 }
-                self.reading.instance.leases.let_go(partition);
+                leases.let_go(partition);
             }
             let poll = Duration::from_millis(limits::LEASE_POLL_MS);
             sleep(poll.mul_f64(0.5 + fastrand::f64())).await;
         }
     }
 
-    async fn try_partition(&self, watches: &mut HashMap<i32, Watch>, partition: i32) -> Option<Lease> {
+    async fn try_partition(
+        &self,
+        watches: &mut HashMap<i32, Watch>,
+        partition: i32,
+    ) -> Result<Option<Lease>, FetchError> {
         let mut watch = match watches.remove(&partition) {
             Some(watch) => watch,
-            None => match Watch::open(&self.reading, partition).await {
-                Ok(watch) => watch,
-                Err(error) => {
-                    self.explain(partition, &error).await;
-                    return None;
-                }
-            },
+            None => Watch::open(&self.reading, partition).await?,
         };
-        let free = match watch.look(self.me(), self.ttl).await {
-            Ok(Look::Mine(lease)) => return Some(lease),
-            Ok(Look::Free) => true,
-            Ok(Look::Taken) => false,
-            Err(error) => {
-                self.explain(partition, &error).await;
-                return None;
-            }
+        let free = match watch.look(self.me(), self.ttl).await? {
+            Look::Mine(lease) => return Ok(Some(lease)),
+            Look::Free => true,
+            Look::Taken => false,
         };
-        let others = &self.reading.instance.leases;
-        others.saw(partition, watch.holder_name.as_deref().filter(|_| !free));
+        let holder = watch.holder_name.as_deref().filter(|_| !free);
+        self.reading.instance.leases.saw(partition, holder);
         if free {
-            return self.claim(watch).await;
+            return Ok(self.claim(watch).await);
         }
         watches.insert(partition, watch);
-        None
+        Ok(None)
     }
 
     async fn explain(&self, partition: i32, error: &FetchError) {
@@ -314,7 +316,8 @@ impl Lessee {
         if *error == FetchError::NoSuchTopic {
             let again = self.reading.recreate;
             // Another instance may be faster; what went wrong shows at the next look.
-            let _ = self.reading.cluster.create_topic(topic, again.partitions, again.replication_factor).await;
+            let _ =
+                self.reading.cluster.create_topic(topic, again.partitions, again.replication_factor).await;
         }
     }
 

@@ -377,7 +377,9 @@ fn start_reading(reading: Reading, settings: &Settings, supervisor: &Supervisor)
     let first = i32::try_from(reading.shard).unwrap_or_default();
     let partitions: Vec<i32> = match settings.reply_partition {
         Some(partition) => vec![partition],
-        None => (first..reading.instance.reply_partitions()).step_by(reading.instance.shards().len()).collect(),
+        None => {
+            (first..reading.instance.reply_partitions()).step_by(reading.instance.shards().len()).collect()
+        }
     };
     let trim = match reply.routing {
         ReplyRouting::InstanceTopic => Trim::Read,

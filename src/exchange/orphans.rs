@@ -85,7 +85,8 @@ mod tests {
 
     fn looks() -> impl Strategy<Value = Vec<Look>> {
         let look = (0u64..8_000, delay(), delay(), delay(), delay());
-        let look = look.prop_map(|(gap, pause, there, back, held)| Look { pause: gap + pause, there, back, held });
+        let look =
+            look.prop_map(|(gap, pause, there, back, held)| Look { pause: gap + pause, there, back, held });
         proptest::collection::vec(look, 1..60)
     }
 

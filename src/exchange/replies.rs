@@ -164,11 +164,7 @@ impl ReplyReader {
 
     /// Where to go on when the partition no longer has the next offset: it was
     /// trimmed past it, or the topic was made anew and begins again.
-    async fn find_place(
-        &mut self,
-        reader: &mut dyn PartitionReader,
-        offset: i64,
-    ) -> Result<i64, FetchError> {
+    async fn find_place(&mut self, reader: &mut dyn PartitionReader, offset: i64) -> Result<i64, FetchError> {
         let start = reader.start_offset().await?;
         tracing::warn!(
             topic = %self.reading.instance.reply_topic(), partition = self.place.partition(), offset, start,

@@ -80,7 +80,9 @@ impl Stage {
         let overlay = sources.services.entry("echo.v1.EchoService".to_owned()).or_default();
         overlay.settings.request_topic = setting(self.topic.clone());
         let routes = route::compile(&sources).unwrap();
-        tokio::time::timeout(PATIENCE, Gateway::start(config, routes)).await.expect("starts or refuses in time")
+        tokio::time::timeout(PATIENCE, Gateway::start(config, routes))
+            .await
+            .expect("starts or refuses in time")
     }
 
     async fn start(&self, config: Config) -> Gateway {
@@ -120,6 +122,12 @@ async fn call(channel: &Channel, calls: usize) {
     }
 }
 
+/// The same at two instances at once.
+async fn both(one: &Gateway, other: &Gateway, calls: usize) {
+    let (one, other) = (channel(one).await, channel(other).await);
+    tokio::join!(call(&one, calls), call(&other, calls));
+}
+
 fn replies(gateway: &Gateway, kind: &'static str) -> u64 {
     gateway.instance().metrics.replies_of(kind)
 }
@@ -141,7 +149,7 @@ async fn two_instances_with_topics_of_their_own_answer_their_calls() {
     let topic = one.instance().reply_topic().to_string();
     let partitions = partitions.into_iter().find(|found| found.name == topic).map(|found| found.partitions);
     assert_eq!(partitions, Some(5));
-    tokio::join!(call(&channel(&one).await, 20), call(&channel(&other).await, 20));
+    both(&one, &other, 20).await;
 
     // Wherever a worker writes, somebody reads.
     let mut writer = stage.cluster.writer(&topic, 4).await.unwrap();
@@ -169,7 +177,8 @@ async fn an_orphan_is_removed_and_nothing_else() {
     let slow = stage.instance(ReplyRouting::InstanceTopic, |config| {
         config.reply.heartbeat_interval = Duration::from_millis(1_000);
     });
-    let living = [stage.start(config.clone()).await, stage.start(slow).await, stage.start(config.clone()).await];
+    let living =
+        [stage.start(config.clone()).await, stage.start(slow).await, stage.start(config.clone()).await];
     let dead = [stage.start(config.clone()).await, stage.start(config).await];
     let orphans = dead.each_ref().map(|gateway| gateway.instance().reply_topic().to_string());
     dead.map(crash);
@@ -228,7 +237,7 @@ async fn leased_partitions_answer_are_given_back_and_run_out() {
     let mut all = [held(&one), held(&other)].concat();
     all.sort_unstable();
     assert_eq!(all, [0, 1]);
-    tokio::join!(call(&channel(&one).await, 20), call(&channel(&other).await, 20));
+    both(&one, &other, 20).await;
     for gateway in [&one, &other] {
         assert_eq!((replies(gateway, "delivered"), replies(gateway, "foreign")), (20, 0));
     }
@@ -254,7 +263,7 @@ async fn leased_partitions_answer_are_given_back_and_run_out() {
     crash(other);
     let heir = stage.start(late).await;
     assert_eq!(held(&heir), left);
-    tokio::join!(call(&channel(&next).await, 10), call(&channel(&heir).await, 10));
+    both(&next, &heir, 10).await;
     assert_eq!(replies(&heir, "foreign") + replies(&heir, "delivered"), 10);
     next.stop().await.unwrap();
     heir.stop().await.unwrap();
@@ -280,13 +289,23 @@ async fn a_holder_that_is_deposed_moves_and_its_calls_are_answered() {
     // in between.
     let mut reader = stage.cluster.reader(&topic, before).await.unwrap();
     let mut writer = stage.cluster.writer(&topic, before).await.unwrap();
-    let calls = async {
-        for _ in 0..50 {
-            call(&channel, 1).await;
+    let lost = || gateway.instance().metrics.leases_of("lost") > 0;
+    // New calls may be refused while there is no lease; none may go unanswered.
+    let calls = async || {
+        while !lost() {
+            let payload = bytes::Bytes::from(fastrand::u128(..).to_be_bytes().to_vec());
+            let message = echo::EchoRequest { payload: payload.clone() }.encode_to_vec();
+            match unary(channel.clone(), ECHO, Request::new(message.into())).await {
+                Ok(answer) => {
+                    let answer = echo::EchoReply::decode(answer.into_inner()).unwrap();
+                    assert_eq!(answer.payload, payload, "another call's reply");
+                }
+                Err(status) => assert_eq!(status.code(), tonic::Code::Unavailable, "{status}"),
+            }
         }
     };
     let rival = async {
-        while gateway.instance().metrics.leases_of("lost") == 0 {
+        while !lost() {
             let seen = reader.end_offset().await.unwrap() - 1;
             let claim = Record {
                 value: Some(format!("claim {:016x}/0 {seen}", 7).into()),
@@ -297,14 +316,8 @@ async fn a_holder_that_is_deposed_moves_and_its_calls_are_answered() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    // Calls may be refused while there is no lease; none may go unanswered.
-    let calls = async {
-        tokio::select! {
-            () = calls => {}
-            () = tokio::time::sleep(Duration::from_millis(1)) => {}
-        }
-    };
-    tokio::join!(calls, rival);
+    let all = async { tokio::join!(calls(), calls(), calls(), calls(), rival) };
+    tokio::time::timeout(PATIENCE, all).await.expect("the claim is seen");
     until("it has another partition", || {
         let now = gateway.instance().leased_partitions();
         now.len() == 1 && now[0] != before && gateway.instance().phase() == antiphon::exchange::Phase::Ready
@@ -327,7 +340,7 @@ async fn ordinals_need_no_leases_and_rivals_are_noticed() {
         })
     };
     let (one, other) = (stage.start(with(0)).await, stage.start(with(1)).await);
-    tokio::join!(call(&channel(&one).await, 20), call(&channel(&other).await, 20));
+    both(&one, &other, 20).await;
     for gateway in [&one, &other] {
         assert_eq!((replies(gateway, "delivered"), replies(gateway, "foreign")), (20, 0));
         assert!(!gateway.instance().has_rival());
@@ -354,7 +367,7 @@ async fn a_shared_topic_is_read_by_all_and_kept() {
     });
     let topic = config.reply.topic.clone().unwrap();
     let (one, other) = tokio::join!(stage.start(config.clone()), stage.start(config));
-    tokio::join!(call(&channel(&one).await, 20), call(&channel(&other).await, 20));
+    both(&one, &other, 20).await;
     for gateway in [&one, &other] {
         until("the other's replies are passed over", || replies(gateway, "foreign") == 20).await;
         assert_eq!(replies(gateway, "delivered"), 20);

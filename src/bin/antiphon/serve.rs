@@ -89,7 +89,10 @@ pub(crate) fn could_not_start(error: &StartError) -> ExitCode {
         | StartError::Registry(_)
         | StartError::NoLease { .. }
         | StartError::NotReady { .. } => exit::UNAVAILABLE,
-        StartError::NoOrdinal { .. } | StartError::Settings(_) | StartError::RegistrySettings(_) | StartError::Reflection(_) => exit::CONFIG,
+        StartError::NoOrdinal { .. }
+        | StartError::Settings(_)
+        | StartError::RegistrySettings(_)
+        | StartError::Reflection(_) => exit::CONFIG,
         StartError::Thread(_) | StartError::Random(_) => exit::OS,
     };
     exit.into()
