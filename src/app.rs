@@ -6,6 +6,7 @@
 //!                 pending calls, Kafka clients, lanes and reply partition
 //! ```
 
+mod keys;
 mod reply_path;
 
 use std::io;
@@ -20,8 +21,9 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::admin::Admin;
 use crate::backoff::Backoff;
+use crate::exchange::config::ReplyConfig;
 use crate::exchange::{Exchange, Instance, Janitor, Phase, PrepareError, Schemas, Settings};
-use crate::ingress::{self, Acceptor, Health, Lifecycle, Reflection, Seat};
+use crate::ingress::{self, Acceptor, Guard, Health, Lifecycle, Reflection, Refresher, Seat, Tls, TlsError};
 use crate::kafka::{ConnectError, Connector, KafkaCluster};
 use crate::limits;
 use crate::registry::{HttpRegistry, SettingsError};
@@ -30,6 +32,9 @@ use crate::supervisor::{Supervisor, Task};
 use crate::terms::ReplyRouting;
 use crate::transport::{Cluster, ClusterError};
 use reply_path::Traces;
+
+use keys::KeyKeeper;
+pub use keys::KeysUnavailable;
 
 /// How often readiness is looked at.
 const REVIEW_INTERVAL: Duration = Duration::from_millis(100);
@@ -131,6 +136,12 @@ pub enum StartError {
     /// The schema registry did not answer in time, or said no.
     #[error(transparent)]
     Registry(PrepareError),
+    /// Certificates that can't be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The keys of tokens can't be had.
+    #[error("keys of tokens: {0}")]
+    Keys(#[from] KeysUnavailable),
     /// No heartbeat came back in time.
     #[error(
         "no heartbeat came back through reply topic {topic} within {waited:?}; see the log for what failed"
@@ -241,15 +252,13 @@ impl Gateway {
 
     async fn start_leaving(config: Config, routes: RouteTable, traces: Traces) -> Result<Self, StartError> {
         let began = Instant::now();
-        let grpc = bind("grpc.listen", config.grpc.listen).await?;
-        let grpc_address = local_address(&grpc, &config.grpc.listen);
-        let admin = bind("admin.listen", config.admin.listen).await?;
-        let admin_address = local_address(&admin, &config.admin.listen);
+        let (grpc, grpc_address) = bind("grpc.listen", config.grpc.listen).await?;
+        let (admin, admin_address) = bind("admin.listen", config.admin.listen).await?;
         let connector = Arc::new(Connector::new(&config.kafka)?);
         let reflection = if config.grpc.reflection { Some(Reflection::new(&routes)?) } else { None };
         let routes = Arc::new(routes);
         let instance = reply_path::new_instance(&config, &routes)?;
-
+        let door = Door::open(&config, &instance, began).await?;
         let cluster = Arc::new(reply_path::control_cluster(&config, &connector));
         traces.begin(&instance, &cluster, &config.reply);
         reply_path::open(&config, &instance, &cluster, began).await?;
@@ -278,6 +287,7 @@ impl Gateway {
             connector: Arc::clone(&connector),
             health: health.clone(),
             reflection: reflection.clone(),
+            entrance: door.entrance.clone(),
             supervisor: supervisor.clone(),
             lifecycle: lifecycle.subscribe(),
             _alive: alive.clone(),
@@ -288,18 +298,15 @@ impl Gateway {
 
         let page = Admin { instance: Arc::clone(&instance), acceptor: Arc::clone(&acceptor) };
         let refresh = config.kafka.metadata_refresh;
-        let mut tasks = vec![
+        let topics = keep_topics_fresh(Arc::clone(&instance), Arc::clone(&cluster), refresh);
+        let mut tasks = door.keep_fresh(&supervisor);
+        tasks.extend([
             supervisor.spawn("admin", page.serve(admin)),
             supervisor.spawn("health", health.clone().follow(Arc::clone(&routes), Arc::clone(&instance))),
             supervisor.spawn("readiness", review(Arc::clone(&instance))),
-            supervisor
-                .spawn("topics", keep_topics_fresh(Arc::clone(&instance), Arc::clone(&cluster), refresh)),
-        ];
-        if config.reply.routing == ReplyRouting::InstanceTopic {
-            let (prefix, after) = (&config.reply.topic_prefix, config.reply.orphan_after);
-            let janitor = Janitor::new(Arc::clone(&instance), Arc::clone(&cluster) as _, prefix, after);
-            tasks.push(supervisor.spawn("janitor", janitor.run()));
-        }
+            supervisor.spawn("topics", topics),
+        ]);
+        tasks.extend(janitor(&config, &instance, &cluster, &supervisor));
         let mut gateway = Self {
             grpc: grpc_address,
             admin: admin_address,
@@ -446,17 +453,49 @@ impl Gateway {
     }
 }
 
+/// What stands between callers and the service.
+#[derive(Clone)]
+struct Entrance {
+    tls: Option<Tls>,
+    guard: Option<Arc<Guard>>,
+}
+
+/// The same, with what keeps it fresh.
+struct Door {
+    entrance: Entrance,
+    refresher: Option<Refresher>,
+    keeper: Option<KeyKeeper>,
+}
+
+impl Door {
+    async fn open(config: &Config, instance: &Instance, began: Instant) -> Result<Self, StartError> {
+        let web = !config.grpc.web_origins.is_empty();
+        let tls = config.grpc.tls.as_ref().map(|tls| ingress::tls(tls, web, Arc::clone(&instance.metrics)));
+        let (tls, refresher) = tls.transpose()?.unzip();
+        let access = config.grpc.access.as_ref();
+        let keeper = KeyKeeper::open(access, began + config.reply.start_timeout).await?;
+        let tokens = keeper.as_ref().map(|keeper| Arc::clone(keeper.tokens()));
+        let guard = access.map(|access| Arc::new(Guard::new(access, tokens)));
+        Ok(Self { entrance: Entrance { tls, guard }, refresher, keeper })
+    }
+
+    fn keep_fresh(self, supervisor: &Supervisor) -> Vec<Task> {
+        let refresher = self.refresher.map(|refresher| supervisor.spawn("certificates", refresher.run()));
+        let keeper = self.keeper.map(|keeper| supervisor.spawn("keys", keeper.run()));
+        refresher.into_iter().chain(keeper).collect()
+    }
+}
+
 fn start_shards(plans: Vec<ShardPlan>, supervisor: &Supervisor) -> Result<Vec<JoinHandle<()>>, StartError> {
     let start = |plan: ShardPlan| supervisor.spawn_thread("shard", move || plan.run());
     plans.into_iter().map(start).collect::<io::Result<_>>().map_err(StartError::Thread)
 }
 
-async fn bind(name: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address).await.map_err(|source| StartError::Bind { name, address, source })
-}
-
-fn local_address(listener: &TcpListener, configured: &SocketAddr) -> SocketAddr {
-    listener.local_addr().unwrap_or(*configured)
+async fn bind(name: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+    let bound = TcpListener::bind(address).await;
+    let listener = bound.map_err(|source| StartError::Bind { name, address, source })?;
+    let address = listener.local_addr().unwrap_or(address);
+    Ok((listener, address))
 }
 
 /// Learns the schema ids of all routes that need one, again and again until the
@@ -493,6 +532,18 @@ async fn review(instance: Arc<Instance>) {
     }
 }
 
+/// Only topics of instances' own can be left behind.
+fn janitor(
+    config: &Config,
+    instance: &Arc<Instance>,
+    cluster: &Arc<KafkaCluster>,
+    supervisor: &Supervisor,
+) -> Option<Task> {
+    let ReplyConfig { routing, topic_prefix, orphan_after, .. } = &config.reply;
+    let janitor = Janitor::new(Arc::clone(instance), Arc::clone(cluster) as _, topic_prefix, *orphan_after);
+    (*routing == ReplyRouting::InstanceTopic).then(|| supervisor.spawn("janitor", janitor.run()))
+}
+
 async fn keep_topics_fresh(instance: Arc<Instance>, cluster: Arc<KafkaCluster>, interval: Duration) {
     instance.directory.keep_fresh(&*cluster, interval).await;
 }
@@ -510,6 +561,7 @@ struct ShardPlan {
     connector: Arc<Connector>,
     health: Health,
     reflection: Option<Reflection>,
+    entrance: Entrance,
     supervisor: Supervisor,
     lifecycle: watch::Receiver<Lifecycle>,
     /// Dropped last; the control thread waits for it.
@@ -540,8 +592,10 @@ impl ShardPlan {
         };
         let exchange =
             Arc::new(Exchange::start(self.shard, self.instance, cluster, &self.supervisor, settings));
+        let Entrance { tls, guard } = self.entrance;
+        let grpc = self.config.grpc;
         let service =
-            ingress::Service::new(&self.config.grpc, self.routes, exchange, &self.health, self.reflection);
-        ingress::serve_shard(self.seat, service, self.config.grpc, self.supervisor, self.lifecycle).await;
+            ingress::Service::new(&grpc, self.routes, exchange, &self.health, self.reflection, guard);
+        ingress::serve_shard(self.seat, service, tls, grpc, self.supervisor, self.lifecycle).await;
     }
 }

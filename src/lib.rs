@@ -10,10 +10,13 @@ pub mod correlation;
 pub mod deadline;
 pub mod limits;
 pub mod metrics;
+pub mod pem;
 pub mod supervisor;
 pub mod terms;
+pub mod web_client;
 
 // Pure.
+pub mod access;
 pub mod message;
 pub mod route;
 pub mod transport;

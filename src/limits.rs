@@ -145,3 +145,18 @@ pub const CIRCUIT_OPEN_MS: u64 = 10_000;
 pub const IDEMPOTENCY_KEYS_CEILING: usize = 10_000_000;
 /// The most that `idempotency.bytes_max` may be set to.
 pub const IDEMPOTENCY_BYTES_CEILING: usize = 64 * 1024 * 1024 * 1024;
+/// How long a caller may take for its TLS handshake, in milliseconds.
+pub const TLS_HANDSHAKE_TIMEOUT_MS: u64 = 10_000;
+/// How often certificates are looked at, in milliseconds.
+pub const TLS_RELOAD_INTERVAL_MS: u64 = 10_000;
+/// How often the keys of tokens are read again, in milliseconds.
+pub const JWKS_REFRESH_MS: u64 = 60_000;
+/// One look at the keys of tokens, in milliseconds.
+pub const JWKS_TIMEOUT_MS: u64 = 5_000;
+/// How far the clocks of token issuers may differ from ours, in milliseconds.
+pub const TOKEN_LEEWAY_MS: u64 = 30_000;
+/// Calls that a shard refuses at once each second for lack of room; more wait
+/// for their turn, so that refusals leave time for the calls in flight.
+pub const REFUSALS_PER_SECOND: u64 = 10_000;
+/// How long such a refusal may wait, in milliseconds.
+pub const REFUSAL_DELAY_MAX_MS: u64 = 1_000;

@@ -32,6 +32,9 @@ pub struct Metrics {
     pub ready: Gauge,
     /// `antiphon_connections`: gRPC connections open.
     pub connections: Gauge,
+    /// `antiphon_tls_certificate_expiry_seconds`: when the certificate of the
+    /// gRPC listener ends, in seconds since 1970; 0 without one.
+    pub certificate_expiry: Gauge,
     /// `antiphon_replies_total{kind}`: records read from the reply topic.
     pub replies: Family<ReplyLabels, Counter>,
     /// `antiphon_produced_records_total`: request records acknowledged.
@@ -125,6 +128,7 @@ impl Metrics {
             bytes_held: Gauge::default(),
             ready: Gauge::default(),
             connections: Gauge::default(),
+            certificate_expiry: Gauge::default(),
             replies,
             produced_records: Counter::default(),
             produced_batches: Counter::default(),
@@ -153,6 +157,11 @@ impl Metrics {
         );
         registry.register("ready", "1 when calls are accepted", self.ready.clone());
         registry.register("connections", "gRPC connections open", self.connections.clone());
+        registry.register(
+            "tls_certificate_expiry_seconds",
+            "When the gRPC listener's certificate ends, in seconds since 1970",
+            self.certificate_expiry.clone(),
+        );
         registry.register("replies", "Records read from the reply topic, by kind", self.replies.clone());
         registry.register("produced_records", "Request records acknowledged", self.produced_records.clone());
         registry.register("produced_batches", "Produce requests acknowledged", self.produced_batches.clone());

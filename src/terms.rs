@@ -170,6 +170,16 @@ spelled! {
 }
 
 spelled! {
+    /// Whether callers must show a certificate.
+    ClientAuth {
+        /// Whoever has none is refused by the handshake.
+        Required = "required",
+        /// Whoever has one may show it.
+        Optional = "optional",
+    }
+}
+
+spelled! {
     /// How replies find the instance that waits for them.
     ReplyRouting {
         /// A reply topic of this instance's own.

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
 use super::raw::{FromRaw, Raw, integer_of, items_of, text_of, wrong};
+use crate::access::Rule;
 use crate::exchange::config::Ordinal;
 use crate::limits;
 use crate::route::{DURATION_HINT, Mistake, did_you_mean, parse_duration, show_duration};
@@ -218,6 +219,21 @@ impl FromRaw for OrdinalWord {
             "hostname" => Ok(Self(Ordinal::Hostname)),
             other => Err(wrong(raw, format!("expected {}, found {other:?}", Self::EXPECTED))),
         }
+    }
+}
+
+/// Rules of who may call what.
+pub(super) struct Rules(pub(super) Vec<Rule>);
+
+impl FromRaw for Rules {
+    const EXPECTED: &'static str = "a list of rules";
+
+    fn from_raw(raw: &Raw) -> Result<Self, Mistake> {
+        let rule = |raw: &Raw| {
+            let text = text_of::<Self>(raw)?;
+            text.parse::<Rule>().map_err(|error| wrong(raw, error.to_string()))
+        };
+        items_of::<Self>(raw)?.iter().map(rule).collect::<Result<_, _>>().map(Self)
     }
 }
 

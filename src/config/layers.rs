@@ -1,7 +1,7 @@
 //! The layers that settings come from: the file, the environment, the flags.
 //! The last that has a setting decides it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -33,6 +33,8 @@ pub(super) struct Layers {
     /// Whether the file could not be read, so that what is missing may be
     /// missing for that reason.
     pub(super) unread: bool,
+    /// Settings that were left out because they are about what is outside.
+    pub(super) outside: HashSet<(&'static str, &'static str)>,
 }
 
 impl Layers {
@@ -69,6 +71,7 @@ impl Layers {
                     _ => return true,
                 };
                 checked.unwrap_or_else(|mistake| mistakes.push(mistake));
+                self.outside.insert((*section, *name));
                 false
             });
             // Something stands in the file, for all that can be known here.

@@ -14,6 +14,7 @@
 mod reply;
 mod resolve;
 mod sections;
+mod security;
 
 mod file;
 mod flags;
@@ -73,7 +74,10 @@ fn load_with_routes_from(
         return Err(mistakes.sorted());
     }
     match route::compile(&resolved.config.routes) {
-        Ok(table) => mistakes.or((resolved.config, table)),
+        Ok(table) => {
+            security::check_rules(&resolved.config, &table, resolved.access_place, &mut mistakes);
+            mistakes.or((resolved.config, table))
+        }
         Err(of_routes) => {
             mistakes.extend(of_routes);
             Err(mistakes.sorted())

@@ -20,10 +20,11 @@ use crate::ingress::config as ingress;
 use crate::kafka::config::{self as kafka, SaslConfig, SaslMechanism, Secret, TlsConfig};
 use crate::limits;
 use crate::message::{self, dialect::Custom};
-use crate::registry::{config as registry, parse_url};
+use crate::registry::config as registry;
 use crate::route::{Mistakes, Sources};
 use crate::telemetry::config as telemetry;
 use crate::terms::{CorrelationForm, PartitionForm, ReplyRouting};
+use crate::web_client::parse_url;
 
 /// What came of the settings, mistakes or not.
 pub(super) struct Resolved {
@@ -31,6 +32,8 @@ pub(super) struct Resolved {
     /// Whether every file that is named was found, so that routes can be made
     /// of them.
     pub(super) sources_complete: bool,
+    /// Where `access.allow` is set.
+    pub(super) access_place: Place,
 }
 
 /// Makes the configuration.
@@ -47,6 +50,7 @@ pub(super) fn resolve(layers: Layers, mistakes: &mut Mistakes) -> Resolved {
     let drain = judge.drain();
     let log = judge.log();
     judge.together(&limits, &grpc, &admin);
+    let access_place = judge.place_of(&[("access", "allow")]);
     let schema_registry = judge.schema_registry();
     let before = judge.mistakes.len();
     let sources = Sources { custom_dialect: judge.custom_dialect(), ..judge.sources() };
@@ -73,7 +77,7 @@ pub(super) fn resolve(layers: Layers, mistakes: &mut Mistakes) -> Resolved {
         shards,
     };
     let config = Config { gateway, log, routes };
-    Resolved { config, sources_complete }
+    Resolved { config, sources_complete, access_place }
 }
 
 pub(super) struct Judge<'a> {
@@ -142,7 +146,7 @@ impl Judge<'_> {
         enabled.then_some(config)
     }
 
-    fn readable(&mut self, found: &Found<PathBuf>) {
+    pub(super) fn readable(&mut self, found: &Found<PathBuf>) {
         if let Err(error) = std::fs::File::open(&found.value) {
             self.mistakes.push(found.place.mistake(unreadable(&found.value, &error)));
         }
@@ -170,10 +174,12 @@ impl Judge<'_> {
             }
             _ => {}
         }
+        let password_file = part.password_file.as_ref().map(|found| found.value.clone());
         let password = self.password(part.password, part.password_file, ("kafka.sasl", &place));
         let username = value(part.username, |name| name, String::new());
         let whole = self.mistakes.len() == before;
-        Some(SaslConfig { mechanism: mechanism?, username, password: password? }).filter(|_| whole)
+        let sasl = SaslConfig { mechanism: mechanism?, username, password: password?, password_file };
+        whole.then_some(sasl)
     }
 
     fn password(
@@ -212,7 +218,8 @@ impl Judge<'_> {
 
     /// Whether any layer sets this, be it wrongly.
     pub(super) fn is_set(&self, section: &'static str, name: &'static str) -> bool {
-        self.layers.layers.iter().any(|layer| layer.0.contains_key(&(section, name)))
+        self.layers.outside.contains(&(section, name))
+            || self.layers.layers.iter().any(|layer| layer.0.contains_key(&(section, name)))
     }
 
     pub(super) fn missing(&mut self, section: &str, place: &Place, name: &str, hint: &str) {
@@ -258,6 +265,9 @@ impl Judge<'_> {
             ),
             keep_alive_interval: value(part.keep_alive_interval, |t| t.0, default.keep_alive_interval),
             keep_alive_timeout: value(part.keep_alive_timeout, |t| t.0, default.keep_alive_timeout),
+            connection_age_max: part.connection_age_max.map(|found| found.value.0),
+            tls: self.grpc_tls(),
+            access: self.access(),
         }
     }
 

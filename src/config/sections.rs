@@ -4,13 +4,13 @@
 use std::path::PathBuf;
 
 use super::kinds::{
-    Bytes, Listen, LogFormat, Mechanism, MetadataNames, OrdinalWord, Origins, Pause, Servers, Time,
+    Bytes, Listen, LogFormat, Mechanism, MetadataNames, OrdinalWord, Origins, Pause, Rules, Servers, Time,
 };
 use super::layers::Layers;
 use super::raw::{Found, FromRaw, Paths, Term};
 use crate::kafka::config::Secret;
 use crate::route::Mistakes;
-use crate::terms::{Compression, CorrelationForm, PartitionForm, ReplyRouting};
+use crate::terms::{ClientAuth, Compression, CorrelationForm, PartitionForm, ReplyRouting};
 
 /// One setting.
 #[derive(Debug)]
@@ -113,7 +113,8 @@ sections! {
         /// Password; for OAUTHBEARER the token. password_file keeps it out of
         /// the configuration.
         password: Secret = "",
-        /// File whose first line is the password.
+        /// File whose first line is the password; read again for each new
+        /// connection, so that it can change.
         password_file: PathBuf = "",
     }
 
@@ -144,6 +145,51 @@ sections! {
         keep_alive_interval: Time = "30s",
         /// A connection whose ping is not answered within this is closed.
         keep_alive_timeout: Time = "20s",
+        /// A connection is told to go (GOAWAY) after this, give or take a tenth,
+        /// so that callers behind a balancer of connections spread anew; its
+        /// calls may finish. Default: never.
+        connection_age_max: Time = "",
+    }
+
+    /// TLS towards callers. The files are read again when they change.
+    GrpcTls in "grpc.tls" {
+        /// PEM chain to show callers.
+        cert_file: PathBuf = "",
+        /// PEM private key of cert_file.
+        key_file: PathBuf = "",
+        /// PEM certificates that callers' certificates must lead to. Default:
+        /// callers are not asked for any.
+        client_ca_file: PathBuf = "",
+        /// required or optional: whether callers must show a certificate.
+        /// Default: required, with client_ca_file.
+        client_auth: Term<ClientAuth> = "",
+        /// How often the files are looked at. Default: 10s.
+        reload_interval: Time = "",
+    }
+
+    /// Who may call what. With this section, what no rule allows is refused,
+    /// health checks apart.
+    Access in "access" {
+        /// Rules, as \"WHO -> WHAT\". WHO is anyone, authenticated, cert:PATTERN
+        /// (a name in the client's certificate) or token:CLAIM=PATTERN (a claim of
+        /// its token; several joined by &). WHAT is *, package.Service/* or
+        /// package.Service/Method. In a pattern * is any text.
+        allow: Rules = "",
+        /// File with the JWK set that tokens are checked with.
+        jwks_file: PathBuf = "",
+        /// URL of it, http or https.
+        jwks_url: String = "",
+        /// PEM certificates that the certificate of jwks_url must lead to.
+        /// Default: the system's.
+        jwks_ca_file: PathBuf = "",
+        /// How often the keys are read again. Default: 1m.
+        jwks_refresh: Time = "",
+        /// Issuer that a token must name (iss). Default: any.
+        issuer: String = "",
+        /// Audience that a token must name (aud). Default: any.
+        audience: String = "",
+        /// How far the issuer's clock may differ from ours. Default: 30s.
+        leeway: Time = "",
     }
 
     /// The admin listener.

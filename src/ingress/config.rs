@@ -1,9 +1,12 @@
 //! What the gRPC listener needs to know.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::access::{Policy, TokenRules};
 use crate::limits;
+pub use crate::terms::ClientAuth;
 
 /// The gRPC listener. TOML section `[grpc]`.
 #[derive(Debug, Clone)]
@@ -46,6 +49,56 @@ pub struct Config {
     /// connection whose ping is not answered within this is closed.
     /// Default: 20s.
     pub keep_alive_timeout: Duration,
+    /// `connection_age_max` (`ANTIPHON_GRPC_CONNECTION_AGE_MAX`): a connection
+    /// is told to go (GOAWAY) after this, so that callers behind a balancer of
+    /// connections spread anew. Its calls may finish. Default: none.
+    pub connection_age_max: Option<Duration>,
+    /// `[grpc.tls]`: present when callers speak TLS.
+    pub tls: Option<TlsConfig>,
+    /// `[access]`: present when not everybody may call everything.
+    pub access: Option<AccessConfig>,
+}
+
+/// TLS towards callers. TOML section `[grpc.tls]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// `cert_file` (`ANTIPHON_GRPC_TLS_CERT_FILE`): PEM chain to show callers.
+    pub cert_file: PathBuf,
+    /// `key_file` (`ANTIPHON_GRPC_TLS_KEY_FILE`): PEM private key of it.
+    pub key_file: PathBuf,
+    /// `client_ca_file` (`ANTIPHON_GRPC_TLS_CLIENT_CA_FILE`): PEM certificates
+    /// that callers' certificates must lead to. Default: callers are not asked
+    /// for any.
+    pub client_ca_file: Option<PathBuf>,
+    /// `client_auth` (`ANTIPHON_GRPC_TLS_CLIENT_AUTH`). Default: `required`.
+    pub client_auth: ClientAuth,
+    /// `reload_interval` (`ANTIPHON_GRPC_TLS_RELOAD_INTERVAL`): how often the
+    /// files are looked at. Default: 10s.
+    pub reload_interval: Duration,
+}
+
+/// Who may call what. TOML section `[access]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AccessConfig {
+    /// `allow` (`ANTIPHON_ACCESS_ALLOW`).
+    pub policy: Policy,
+    /// Where the keys of tokens are. Default: tokens are not looked at.
+    pub keys: Option<KeySource>,
+    /// `issuer`, `audience`, `leeway`.
+    pub tokens: TokenRules,
+    /// `jwks_refresh` (`ANTIPHON_ACCESS_JWKS_REFRESH`): how often the keys are
+    /// read again. Default: 1m.
+    pub keys_refresh: Duration,
+}
+
+/// Where a JWK set is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeySource {
+    /// `jwks_file` (`ANTIPHON_ACCESS_JWKS_FILE`).
+    File(PathBuf),
+    /// `jwks_url` (`ANTIPHON_ACCESS_JWKS_URL`), and the certificates that its
+    /// own must lead to, `jwks_ca_file` (`ANTIPHON_ACCESS_JWKS_CA_FILE`).
+    Url(String, Option<PathBuf>),
 }
 
 impl Default for Config {
@@ -62,6 +115,9 @@ impl Default for Config {
             streams_per_connection_max: limits::STREAMS_PER_CONNECTION_MAX,
             keep_alive_interval: Duration::from_millis(limits::KEEP_ALIVE_INTERVAL_MS),
             keep_alive_timeout: Duration::from_millis(limits::KEEP_ALIVE_TIMEOUT_MS),
+            connection_age_max: None,
+            tls: None,
+            access: None,
         }
     }
 }

@@ -15,12 +15,14 @@ use std::time::Duration;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::config::Config;
 use super::service::Service;
+use super::tls::{self, Tls};
 use crate::backoff::Backoff;
 use crate::limits;
 use crate::supervisor::{StreamExecutor, Supervisor, Task};
@@ -123,10 +125,12 @@ impl Acceptor {
 pub async fn serve_shard(
     mut seat: Seat,
     service: Service,
+    tls: Option<Tls>,
     config: Config,
     supervisor: Supervisor,
     lifecycle: watch::Receiver<Lifecycle>,
 ) {
+    let host = Host { service, tls, config, lifecycle: lifecycle.clone() };
     let mut connections: Vec<Task> = Vec::new();
     let mut sweep_at = SWEEP_AT;
     let mut closing = lifecycle.clone();
@@ -141,8 +145,7 @@ pub async fn serve_shard(
             sweep_at = SWEEP_AT.max(connections.len() * 2);
         }
         let open = CloseOnDrop { open: Arc::clone(&seat.open) };
-        let serving = serve_connection(stream, open, service.clone(), config.clone(), lifecycle.clone());
-        connections.push(supervisor.spawn("connection", serving));
+        connections.push(supervisor.spawn("connection", host.clone().serve(stream, open)));
     }
     let all_ended = async {
         for connection in connections {
@@ -163,36 +166,60 @@ impl Drop for CloseOnDrop {
     }
 }
 
-async fn serve_connection(
-    stream: StdTcpStream,
-    _open: CloseOnDrop,
+/// What every connection of a shard is served with.
+#[derive(Clone)]
+struct Host {
     service: Service,
+    tls: Option<Tls>,
     config: Config,
     lifecycle: watch::Receiver<Lifecycle>,
-) {
-    let stream = match TcpStream::from_std(stream) {
-        Ok(stream) => stream,
-        Err(error) => return tracing::warn!(%error, "connection lost before it was served"),
-    };
-    // HTTP/2 keep-alive begins with the first frame; who never sends one must
-    // not hold a place for good.
-    if !matches!(timeout(FIRST_BYTE_TIMEOUT, stream.readable()).await, Ok(Ok(()))) {
-        return tracing::debug!("connection closed: its caller said nothing");
+}
+
+impl Host {
+    async fn serve(self, stream: StdTcpStream, _open: CloseOnDrop) {
+        let stream = match TcpStream::from_std(stream) {
+            Ok(stream) => stream,
+            Err(error) => return tracing::warn!(%error, "connection lost before it was served"),
+        };
+        // HTTP/2 keep-alive begins with the first frame; who never sends one must
+        // not hold a place for good.
+        if !matches!(timeout(FIRST_BYTE_TIMEOUT, stream.readable()).await, Ok(Ok(()))) {
+            return tracing::debug!("connection closed: its caller said nothing");
+        }
+        let served = match &self.tls {
+            None => {
+                let http1 = self.service.web().is_some() && !is_http2(&stream).await;
+                self.speak(stream, http1).await
+            }
+            Some(tls) => {
+                let Some(stream) = tls.accept(stream).await else { return };
+                let http1 = tls::wants_http1(&stream);
+                let host = Self { service: self.service.for_caller(tls::names(&stream)), ..self };
+                host.speak(stream, http1).await
+            }
+        };
+        if let Err(error) = served {
+            tracing::debug!(%error, "connection ended");
+        }
     }
-    let served = match service.web() {
-        Some(web) if !is_http2(&stream).await => {
-            let service = TowerToHyperService::new(web);
-            let connection = http1_settings().serve_connection(TokioIo::new(stream), service);
-            serve_until(connection, http1::Connection::graceful_shutdown, lifecycle).await
+
+    async fn speak<S>(self, stream: S, http1: bool) -> hyper::Result<()>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (lifecycle, age_max) = (self.lifecycle, self.config.connection_age_max);
+        match self.service.web() {
+            Some(web) if http1 => {
+                let service = TowerToHyperService::new(web);
+                let connection = http1_settings().serve_connection(TokioIo::new(stream), service);
+                serve_until(connection, http1::Connection::graceful_shutdown, lifecycle, age_max).await
+            }
+            _ => {
+                let service = TowerToHyperService::new(self.service);
+                let connection = http2_settings(&self.config).serve_connection(TokioIo::new(stream), service);
+                serve_until(connection, http2::Connection::graceful_shutdown, lifecycle, age_max).await
+            }
         }
-        _ => {
-            let service = TowerToHyperService::new(service);
-            let connection = http2_settings(&config).serve_connection(TokioIo::new(stream), service);
-            serve_until(connection, http2::Connection::graceful_shutdown, lifecycle).await
-        }
-    };
-    if let Err(error) = served {
-        tracing::debug!(%error, "connection ended");
     }
 }
 
@@ -210,11 +237,12 @@ async fn is_http2(stream: &TcpStream) -> bool {
 }
 
 /// Serves a connection to its end; once the process is further than it is now,
-/// tells the other side to go.
+/// or the connection has reached its age, tells the other side to go.
 async fn serve_until<C>(
     connection: C,
     go_away: fn(Pin<&mut C>),
     mut lifecycle: watch::Receiver<Lifecycle>,
+    age_max: Option<Duration>,
 ) -> hyper::Result<()>
 where
     C: Future<Output = hyper::Result<()>>,
@@ -222,15 +250,30 @@ where
     let born_in = *lifecycle.borrow();
     let mut connection = std::pin::pin!(connection);
     let mut close = lifecycle.clone();
+    let time_to_go = async {
+        tokio::select! {
+            () = past(&mut lifecycle, born_in) => {}
+            () = aged(age_max) => {}
+        }
+    };
     tokio::select! {
         served = connection.as_mut() => served,
-        () = past(&mut lifecycle, born_in) => {
+        () = time_to_go => {
             go_away(connection.as_mut());
             tokio::select! {
                 served = connection.as_mut() => served,
                 () = closed(&mut close) => Ok(()),
             }
         }
+    }
+}
+
+/// Waits for a connection's age, give or take a tenth: connections that came
+/// together should not all go together.
+async fn aged(age_max: Option<Duration>) {
+    match age_max {
+        Some(age) => sleep(age.mul_f64(0.9 + 0.2 * fastrand::f64())).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -14,14 +14,19 @@
 
 pub mod config;
 mod connection;
+mod guard;
 mod health;
 mod message;
 pub mod metadata;
+mod pace;
 mod service;
 mod status;
+mod tls;
 mod unary;
 mod web;
 
 pub use connection::{Acceptor, Lifecycle, Seat, serve_shard};
+pub use guard::Guard;
 pub use health::Health;
 pub use service::{Reflection, Service};
+pub use tls::{Refresher, Tls, TlsError, tls};

@@ -16,11 +16,13 @@ use tower::ServiceExt as _;
 use tower::util::BoxCloneSyncService;
 
 use super::config::Config;
+use super::guard::Guard;
 use super::health::Health;
 use super::message::RequestBody;
 use super::metadata::Allowed;
 use super::unary::Unary;
 use super::web::{Web, WebService, is_web};
+use crate::access::Names;
 use crate::exchange::Exchange;
 use crate::route::{Lookup, RouteTable};
 
@@ -63,6 +65,8 @@ impl Reflection {
 #[derive(Clone)]
 pub struct Service {
     inner: Arc<Inner>,
+    /// Names in the certificate of whoever is at the other end.
+    caller: Option<Arc<Names>>,
 }
 
 struct Inner {
@@ -71,6 +75,7 @@ struct Inner {
     health: HealthServer<HealthService>,
     reflection: Option<Reflection>,
     web: Option<Web>,
+    guard: Option<Arc<Guard>>,
 }
 
 impl Service {
@@ -81,12 +86,25 @@ impl Service {
         exchange: Arc<Exchange>,
         health: &Health,
         reflection: Option<Reflection>,
+        guard: Option<Arc<Guard>>,
     ) -> Self {
         let allowed =
             Allowed::new(&config.metadata_forward, &config.metadata_return, &config.trailers_return);
         let unary = Unary::new(exchange, &routes, allowed, config.message_bytes_max);
         let web = Web::new(config);
-        Self { inner: Arc::new(Inner { routes, unary, health: health.server(), reflection, web }) }
+        let inner = Inner { routes, unary, health: health.server(), reflection, web, guard };
+        Self { inner: Arc::new(inner), caller: None }
+    }
+
+    /// The same for one connection, by whose certificate the caller has these
+    /// names.
+    pub(super) fn for_caller(&self, names: Option<Names>) -> Self {
+        Self { inner: Arc::clone(&self.inner), caller: names.map(Arc::new) }
+    }
+
+    fn answering<B: RequestBody>(&self, request: Request<B>) -> Answering {
+        let Self { inner, caller } = self.clone();
+        Box::pin(async move { Ok(inner.answer(caller.as_deref(), request).await) })
     }
 
     /// The same for browsers, where they may come.
@@ -110,8 +128,7 @@ impl tower::Service<Request<Incoming>> for Service {
         {
             return web.around(self.clone()).call(request);
         }
-        let inner = Arc::clone(&self.inner);
-        Box::pin(async move { Ok(inner.answer(request).await) })
+        self.answering(request)
     }
 }
 
@@ -126,13 +143,20 @@ impl tower::Service<Request<Body>> for Service {
     }
 
     fn call(&mut self, request: Request<Body>) -> Answering {
-        let inner = Arc::clone(&self.inner);
-        Box::pin(async move { Ok(inner.answer(request).await) })
+        self.answering(request)
     }
 }
 
 impl Inner {
-    async fn answer<B: RequestBody>(&self, request: Request<B>) -> Response<Body> {
+    async fn answer<B: RequestBody>(&self, caller: Option<&Names>, request: Request<B>) -> Response<Body> {
+        if let Some(guard) = &self.guard
+            && let Err(refused) = guard.admit(caller, request.uri().path(), request.headers())
+        {
+            if let Lookup::Route(route) = self.routes.lookup(request.uri().path()) {
+                self.unary.count(route, refused.code());
+            }
+            return refused.into_http();
+        }
         match self.routes.lookup(request.uri().path()) {
             Lookup::Route(route) => self.unary.answer(route, request).await,
             Lookup::Streaming { client, server } => streaming(client, server),

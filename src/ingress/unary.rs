@@ -10,6 +10,7 @@ use tonic::{Code, Status};
 
 use super::message::{RequestBody, read_one, unary_body};
 use super::metadata::Allowed;
+use super::pace::Pace;
 use super::status;
 use crate::deadline::{Deadline, parse_grpc_timeout};
 use crate::exchange::{Answer, Exchange, Failure, Outcome, Request as Call, Trace, Why};
@@ -29,6 +30,7 @@ pub(super) struct Unary {
     message_bytes_max: usize,
     /// By `Route::index`: the counter of successes, which is looked up once.
     succeeded: Box<[OnceLock<Counter>]>,
+    pace: Pace,
 }
 
 impl Unary {
@@ -39,7 +41,7 @@ impl Unary {
         message_bytes_max: usize,
     ) -> Self {
         let succeeded = routes.routes().iter().map(|_| OnceLock::new()).collect();
-        Self { exchange, allowed, message_bytes_max, succeeded }
+        Self { exchange, allowed, message_bytes_max, succeeded, pace: Pace::new() }
     }
 
     pub(super) async fn answer<B: RequestBody>(
@@ -70,6 +72,12 @@ impl Unary {
         }
     }
 
+    /// Counts a call that was not let in.
+    pub(super) fn count(&self, route: &Route, code: Code) {
+        let labels = CallLabels { method: Arc::clone(&route.path), code: code_name(code) };
+        self.exchange.metrics().calls.get_or_create_owned(&labels).inc();
+    }
+
     async fn call<B: RequestBody>(
         &self,
         route: &Arc<Route>,
@@ -80,7 +88,15 @@ impl Unary {
         let encoding = request_encoding(&head.headers)?;
         let metadata = self.allowed.forward(&head.headers)?;
         // Before its message: what is refused need not be read, and what is read is counted.
-        let mut admission = self.exchange.admit(route, deadline).map_err(|f| refusal(route, &f))?;
+        let mut admission = match self.exchange.admit(route, deadline) {
+            Ok(admission) => admission,
+            Err(failure) => {
+                if matches!(*failure.why, Why::Overloaded { .. }) {
+                    self.pace.turn(deadline.at()).await;
+                }
+                return Err(refusal(route, &failure));
+            }
+        };
         let hold = |bytes| admission.hold(bytes).map_err(|f| refusal(route, &f));
         // A caller that never finishes its message meets the same deadline.
         let read = timeout_at(deadline.at(), read_one(body, encoding, self.message_bytes_max, hold)).await;

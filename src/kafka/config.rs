@@ -77,6 +77,9 @@ pub struct SaslConfig {
     /// `password` (`ANTIPHON_KAFKA_SASL_PASSWORD`), or what `password_file`
     /// holds; for OAUTHBEARER the token.
     pub password: Secret,
+    /// `password_file` (`ANTIPHON_KAFKA_SASL_PASSWORD_FILE`): read again for
+    /// each new connection, so that passwords and tokens can rotate.
+    pub password_file: Option<PathBuf>,
 }
 
 /// How SASL proves who we are.

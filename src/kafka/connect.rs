@@ -1,6 +1,5 @@
 //! Clients from settings: TLS, SASL, and none of rskafka's own retries.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,18 +7,16 @@ use rskafka::BackoffConfig;
 use rskafka::client::{
     Client, ClientBuilder, Credentials, OauthBearerCredentials, SaslConfig as RskafkaSasl,
 };
-use rustls::RootCertStore;
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::config::{Config, SaslConfig, SaslMechanism, TlsConfig};
+use super::config::{Config, SaslConfig, SaslMechanism, Secret, TlsConfig};
 use super::explain;
 use crate::limits;
+use crate::pem::{self, PemError};
 use crate::transport::ClusterError;
 
 /// One look whether anybody listens.
@@ -30,23 +27,12 @@ const PROBE_GRACE: Duration = Duration::from_millis(20);
 /// Settings that can't be used, found before anything is connected.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// A certificate or key file can't be read.
-    #[error("{}: {source}", path.display())]
-    Pem {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: rustls_pki_types::pem::Error,
-    },
-    /// The file holds no certificate.
-    #[error("{}: no certificate in it", .0.display())]
-    NoCertificate(PathBuf),
+    /// A file of certificates or keys is of no use.
+    #[error("kafka.tls: {0}")]
+    Pem(#[from] PemError),
     /// Certificate and key do not go together, or are not supported.
     #[error("kafka.tls: {0}")]
     Tls(#[from] rustls::Error),
-    /// No trusted certificates: none configured, none on the system.
-    #[error("kafka.tls: the system has no trusted certificates; set kafka.tls.ca_file")]
-    NoRoots,
 }
 
 /// Makes clients that all have the same settings.
@@ -54,17 +40,7 @@ pub struct Connector {
     bootstrap_servers: Vec<String>,
     client_id: Arc<str>,
     tls: Option<Arc<rustls::ClientConfig>>,
-    sasl: Option<RskafkaSasl>,
-}
-
-/// What SASL the brokers ask for, for a reader that speaks PLAIN alone.
-pub(super) enum Plain<'a> {
-    /// None.
-    NotAsked,
-    /// PLAIN, with this name and password.
-    With((&'a str, &'a str)),
-    /// Something else.
-    OtherMechanism,
+    sasl: Option<SaslConfig>,
 }
 
 impl std::fmt::Debug for Connector {
@@ -84,7 +60,7 @@ impl Connector {
             bootstrap_servers: config.bootstrap_servers.clone(),
             client_id: config.client_id.as_str().into(),
             tls: config.tls.as_ref().map(tls).transpose()?,
-            sasl: config.sasl.as_ref().map(sasl),
+            sasl: config.sasl.clone(),
         })
     }
 
@@ -98,7 +74,7 @@ impl Connector {
             builder = builder.tls_config(Arc::clone(tls));
         }
         if let Some(sasl) = &self.sasl {
-            builder = builder.sasl_config(sasl.clone());
+            builder = builder.sasl_config(rskafka_sasl(sasl));
         }
         builder.build().await.map_err(|error| explain::cluster_error(&error, ""))
     }
@@ -137,14 +113,8 @@ impl Connector {
         self.tls.clone()
     }
 
-    pub(super) fn plain(&self) -> Plain<'_> {
-        match &self.sasl {
-            None => Plain::NotAsked,
-            Some(RskafkaSasl::Plain(credentials)) => {
-                Plain::With((&credentials.username, &credentials.password))
-            }
-            Some(_) => Plain::OtherMechanism,
-        }
+    pub(super) fn sasl(&self) -> Option<&SaslConfig> {
+        self.sasl.as_ref()
     }
 
     /// Nobody has answered within `limit`: whether anybody listens at all is
@@ -182,18 +152,19 @@ fn no_retries() -> BackoffConfig {
     }
 }
 
-fn sasl(config: &SaslConfig) -> RskafkaSasl {
-    let credentials = || Credentials::new(config.username.clone(), config.password.reveal().to_owned());
+fn rskafka_sasl(config: &SaslConfig) -> RskafkaSasl {
+    let password = password_now(config);
+    let credentials = || Credentials::new(config.username.clone(), password.reveal().to_owned());
     match config.mechanism {
         SaslMechanism::Plain => RskafkaSasl::Plain(credentials()),
         SaslMechanism::ScramSha256 => RskafkaSasl::ScramSha256(credentials()),
         SaslMechanism::ScramSha512 => RskafkaSasl::ScramSha512(credentials()),
         SaslMechanism::OauthBearer => {
-            let token = config.password.clone();
+            let config = config.clone();
             RskafkaSasl::Oauthbearer(OauthBearerCredentials {
                 callback: Arc::new(move || {
-                    let token = token.reveal().to_owned();
-                    Box::pin(async move { Ok(token) })
+                    let config = config.clone();
+                    Box::pin(async move { Ok(password_now(&config).reveal().to_owned()) })
                 }),
                 authz_id: None,
                 bearer_kvs: Vec::new(),
@@ -202,48 +173,33 @@ fn sasl(config: &SaslConfig) -> RskafkaSasl {
     }
 }
 
+/// The password as its file has it now: it may have been changed since the
+/// start, as tokens and rotated passwords are. The last known one where the
+/// file can't be read.
+pub(super) fn password_now(config: &SaslConfig) -> Secret {
+    let Some(file) = &config.password_file else { return config.password.clone() };
+    match std::fs::read_to_string(file) {
+        Ok(text) if !text.trim().is_empty() => Secret::new(text.lines().next().unwrap_or_default()),
+        Ok(_) => config.password.clone(),
+        Err(error) => {
+            tracing::warn!(file = %file.display(), %error, "password file not read again; the last password stays");
+            config.password.clone()
+        }
+    }
+}
+
 fn tls(config: &TlsConfig) -> Result<Arc<rustls::ClientConfig>, ConnectError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots(config.ca_file.as_deref())?);
+        .with_root_certificates(pem::roots(config.ca_file.as_deref())?);
     let config = match (&config.cert_file, &config.key_file) {
         (Some(certificate), Some(key)) => {
-            let source = |path: &Path| {
-                let path = path.to_owned();
-                move |source| ConnectError::Pem { path, source }
-            };
-            let key_der = PrivateKeyDer::from_pem_file(key).map_err(source(key))?;
-            builder.with_client_auth_cert(certificates(certificate)?, key_der)?
+            builder.with_client_auth_cert(pem::certificates(certificate)?, pem::private_key(key)?)?
         }
         _ => builder.with_no_client_auth(),
     };
     Ok(Arc::new(config))
-}
-
-fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, ConnectError> {
-    let mut roots = RootCertStore::empty();
-    match ca_file {
-        Some(path) => {
-            for certificate in certificates(path)? {
-                roots.add(certificate)?;
-            }
-        }
-        None => {
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            if roots.is_empty() {
-                return Err(ConnectError::NoRoots);
-            }
-        }
-    }
-    Ok(roots)
-}
-
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ConnectError> {
-    let source = |source| ConnectError::Pem { path: path.to_owned(), source };
-    let found: Vec<_> =
-        CertificateDer::pem_file_iter(path).map_err(source)?.collect::<Result<_, _>>().map_err(source)?;
-    if found.is_empty() { Err(ConnectError::NoCertificate(path.to_owned())) } else { Ok(found) }
 }
 
 #[cfg(test)]
@@ -258,6 +214,7 @@ mod tests {
                 mechanism: SaslMechanism::Plain,
                 username: "gateway".to_owned(),
                 password: Secret::new("hunter2"),
+                password_file: None,
             }),
             ..Config::default()
         };
@@ -292,6 +249,6 @@ mod tests {
     fn a_missing_certificate_is_named() {
         let tls = TlsConfig { ca_file: Some("no/such.pem".into()), ..TlsConfig::default() };
         let refused = Connector::new(&Config { tls: Some(tls), ..Config::default() });
-        assert!(refused.unwrap_err().to_string().starts_with("no/such.pem: "));
+        assert!(refused.unwrap_err().to_string().starts_with("kafka.tls: no/such.pem: "));
     }
 }

@@ -17,6 +17,7 @@ mod explain;
 mod nodelay;
 mod raw;
 mod reader;
+mod sasl;
 mod throttle;
 mod writer;
 

@@ -30,7 +30,9 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::connect::{Connector, Plain};
+use super::config::SaslConfig;
+use super::connect::Connector;
+use super::sasl;
 use crate::limits;
 use crate::transport::{Fetched, HeaderName, Received};
 
@@ -80,9 +82,6 @@ impl RawReader {
     }
 
     async fn try_fetch(&mut self, offset: i64, wait: Duration) -> io::Result<Fetched> {
-        if matches!(self.connector.plain(), Plain::OtherMechanism) {
-            return Err(refused("only SASL PLAIN is spoken here"));
-        }
         let leader = match &mut self.leader {
             Some(leader) => leader,
             None => {
@@ -212,27 +211,33 @@ async fn open(connector: &Connector, address: &str) -> io::Result<Box<dyn Stream
         }
         None => Box::new(tcp),
     };
-    match connector.plain() {
-        Plain::NotAsked => {}
-        Plain::With(credentials) => authenticate(&mut *stream, credentials).await?,
-        Plain::OtherMechanism => return Err(refused("only SASL PLAIN is spoken here")),
+    if let Some(sasl) = connector.sasl() {
+        authenticate(&mut *stream, sasl).await?;
     }
     Ok(stream)
 }
 
-/// RFC 4616, in Kafka's SASL requests.
-async fn authenticate(stream: &mut dyn Stream, credentials: (&str, &str)) -> io::Result<()> {
-    let handshake = SaslHandshakeRequest::default().with_mechanism(StrBytes::from_static_str("PLAIN"));
+/// Proves who we are, in Kafka's SASL requests (KIP-152).
+async fn authenticate(stream: &mut dyn Stream, config: &SaslConfig) -> io::Result<()> {
+    let mut session = sasl::session(config)?;
+    let mechanism = StrBytes::from_static_str(session.mechanism());
+    let handshake = SaslHandshakeRequest::default().with_mechanism(mechanism);
     let answer: SaslHandshakeResponse =
         ask(stream, ApiKey::SaslHandshake, SASL_HANDSHAKE_VERSION, &handshake).await?;
     if answer.error_code != 0 {
-        return Err(refused("SASL PLAIN is not enabled"));
+        return Err(refused(&format!("SASL {} is not enabled", session.mechanism())));
     }
-    let token = format!("\0{}\0{}", credentials.0, credentials.1);
-    let request = SaslAuthenticateRequest::default().with_auth_bytes(Bytes::from(token));
-    let answer: SaslAuthenticateResponse =
-        ask(stream, ApiKey::SaslAuthenticate, SASL_AUTHENTICATE_VERSION, &request).await?;
-    if answer.error_code == 0 { Ok(()) } else { Err(refused("SASL authentication failed")) }
+    let mut said = None;
+    while let Some(say) = session.step(said.as_deref())? {
+        let request = SaslAuthenticateRequest::default().with_auth_bytes(Bytes::from(say));
+        let answer: SaslAuthenticateResponse =
+            ask(stream, ApiKey::SaslAuthenticate, SASL_AUTHENTICATE_VERSION, &request).await?;
+        if answer.error_code != 0 {
+            return Err(refused("SASL authentication failed"));
+        }
+        said = Some(answer.auth_bytes);
+    }
+    Ok(())
 }
 
 /// One request and its answer.

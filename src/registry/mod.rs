@@ -1,41 +1,23 @@
 //! A schema registry with Confluent's API, over HTTP: Confluent's own, Karapace,
 //! Apicurio, Redpanda. Source: "Schema Registry API Reference" of Confluent.
-//!
-//! Questions are rare (at the start, and once for each schema that replies
-//! name), so each has a connection of its own, and there is nothing to pool.
 
 pub mod config;
-
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use base64::Engine as _;
 use bytes::Bytes;
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST};
-use http::{HeaderValue, Method, Request, StatusCode, Uri};
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
+use http::{HeaderValue, Method, Request, StatusCode};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use rustls::RootCertStore;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, ServerName};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
-use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
 
 use crate::message::format::confluent::{Registered, RegistryError, Schema, SchemaRegistry};
+use crate::web_client::{WebClient, WebClientError};
 use config::Config;
 
 const JSON: &str = "application/vnd.schemaregistry.v1+json";
-/// Bytes of one answer.
-const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Characters of an error that is not the registry's own.
 const ERROR_CHARS_MAX: usize = 300;
 /// What a subject is written with in a path.
@@ -44,61 +26,31 @@ const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'
 /// Settings that can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
-    /// The URL is none.
-    #[error("{0:?} is no URL of a registry; expected http://HOST[:PORT][/PATH] or https://...")]
-    Url(String),
+    /// The URL or its certificates.
+    #[error(transparent)]
+    Client(#[from] WebClientError),
     /// User and password hold what HTTP can't carry.
     #[error("username and password can't be sent")]
     Credentials,
-    /// A certificate file can't be read.
-    #[error("{}: {source}", path.display())]
-    Pem {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: rustls::pki_types::pem::Error,
-    },
-    /// No certificate to trust.
-    #[error("no certificates to trust: the system has none; set schema_registry.ca_file")]
-    NoRoots,
-    /// TLS refuses the settings.
-    #[error("TLS: {0}")]
-    Tls(#[from] rustls::Error),
 }
 
 /// A registry over HTTP.
 pub struct HttpRegistry {
-    /// As it was configured, without a slash at its end.
-    url: String,
-    host: String,
-    port: u16,
-    /// In front of every path.
-    base: String,
+    client: WebClient,
     authorization: Option<HeaderValue>,
-    tls: Option<TlsConnector>,
-    timeout: Duration,
 }
 
 /// Without the credentials.
 impl std::fmt::Debug for HttpRegistry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("HttpRegistry").field("url", &self.url).finish_non_exhaustive()
+        f.debug_struct("HttpRegistry").field("client", &self.client).finish_non_exhaustive()
     }
-}
-
-/// Splits a registry's URL; `None` for what is none, or has a user in it.
-pub fn parse_url(url: &str) -> Option<Uri> {
-    let uri: Uri = url.parse().ok()?;
-    let known = matches!(uri.scheme_str(), Some("http" | "https"));
-    let plain = uri.host().is_some_and(|host| !host.is_empty()) && uri.query().is_none();
-    (known && plain && !uri.authority()?.as_str().contains('@')).then_some(uri)
 }
 
 impl HttpRegistry {
     /// A client; nothing is connected to yet.
     pub fn new(config: &Config) -> Result<Self, SettingsError> {
-        let uri = parse_url(&config.url).ok_or_else(|| SettingsError::Url(config.url.clone()))?;
-        let secure = uri.scheme_str() == Some("https");
+        let client = WebClient::new(&config.url, config.ca_file.as_deref(), config.timeout)?;
         let authorization = match &config.credentials {
             Some((user, password)) => {
                 let pair =
@@ -110,15 +62,7 @@ impl HttpRegistry {
             }
             None => None,
         };
-        Ok(Self {
-            url: config.url.trim_end_matches('/').to_owned(),
-            host: uri.host().unwrap_or_default().to_owned(),
-            port: uri.port_u16().unwrap_or(if secure { 443 } else { 80 }),
-            base: uri.path().trim_end_matches('/').to_owned(),
-            authorization,
-            tls: if secure { Some(tls(config)?) } else { None },
-            timeout: config.timeout,
-        })
+        Ok(Self { client, authorization })
     }
 
     async fn ask<T: DeserializeOwned>(
@@ -127,11 +71,17 @@ impl HttpRegistry {
         path: &str,
         body: Option<Value>,
     ) -> Result<T, RegistryError> {
-        let answer = timeout(self.timeout, self.send(method, path, body)).await;
-        let unreachable = |cause: String| RegistryError::Unreachable(format!("cannot be reached: {cause}"));
-        let (status, body) = answer
-            .map_err(|_| unreachable(format!("no answer within {:?}", self.timeout)))?
-            .map_err(|error| unreachable(chain(&*error)))?;
+        let mut request = Request::builder()
+            .method(method)
+            .header(ACCEPT, format!("{JSON}, application/json"))
+            .header(CONTENT_TYPE, JSON);
+        if let Some(authorization) = &self.authorization {
+            request = request.header(AUTHORIZATION, authorization.clone());
+        }
+        let body = body.map_or_else(Bytes::new, |body| Bytes::from(body.to_string()));
+        let answer = self.client.ask(request, path, body).await;
+        let (status, body) =
+            answer.map_err(|cause| RegistryError::Unreachable(format!("cannot be reached: {cause}")))?;
         if status.is_success() {
             return serde_json::from_slice(&body).map_err(|error| {
                 RegistryError::Refused(format!("the answer is not that of a schema registry: {error}"))
@@ -139,68 +89,6 @@ impl HttpRegistry {
         }
         Err(refusal(status, &body))
     }
-
-    async fn send(
-        &self,
-        method: Method,
-        path: &str,
-        body: Option<Value>,
-    ) -> Result<(StatusCode, Bytes), Box<dyn std::error::Error + Send + Sync>> {
-        let mut request = Request::builder()
-            .method(method)
-            .uri(format!("{}{path}", self.base))
-            .header(HOST, format!("{}:{}", self.host, self.port))
-            .header(ACCEPT, format!("{JSON}, application/json"))
-            .header(CONTENT_TYPE, JSON);
-        if let Some(authorization) = &self.authorization {
-            request = request.header(AUTHORIZATION, authorization.clone());
-        }
-        let body = body.map_or_else(Bytes::new, |body| Bytes::from(body.to_string()));
-        let request = request.body(Full::new(body))?;
-        let bare = self.host.trim_start_matches('[').trim_end_matches(']');
-        let tcp = TcpStream::connect((bare, self.port)).await?;
-        match &self.tls {
-            None => exchange(tcp, request).await,
-            Some(tls) => {
-                let name = ServerName::try_from(bare.to_owned())?;
-                exchange(tls.connect(name, tcp).await?, request).await
-            }
-        }
-    }
-}
-
-/// One request over a connection of its own, which this drives to its end.
-async fn exchange(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    request: Request<Full<Bytes>>,
-) -> Result<(StatusCode, Bytes), Box<dyn std::error::Error + Send + Sync>> {
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let answer = async {
-        let response = sender.send_request(request).await?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await?;
-        Ok((status, body.to_bytes()))
-    };
-    let (mut answer, mut connection) = (std::pin::pin!(answer), std::pin::pin!(connection));
-    tokio::select! {
-        answer = &mut answer => answer,
-        // The answer hears of it, or has been read already.
-        _ = &mut connection => answer.await,
-    }
-}
-
-/// An error and its causes: hyper keeps them apart.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 fn refusal(status: StatusCode, body: &[u8]) -> RegistryError {
@@ -226,30 +114,6 @@ fn refusal(status: StatusCode, body: &[u8]) -> RegistryError {
     }
 }
 
-fn tls(config: &Config) -> Result<TlsConnector, SettingsError> {
-    let mut roots = RootCertStore::empty();
-    match &config.ca_file {
-        Some(path) => {
-            let wrong = |source| SettingsError::Pem { path: path.clone(), source };
-            for certificate in CertificateDer::pem_file_iter(path).map_err(wrong)? {
-                roots.add(certificate.map_err(wrong)?)?;
-            }
-        }
-        None => {
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        }
-    }
-    if roots.is_empty() {
-        return Err(SettingsError::NoRoots);
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(TlsConnector::from(Arc::new(config)))
-}
-
 fn body_of(schema: &Schema) -> Value {
     let references: Vec<Value> = schema
         .references
@@ -268,7 +132,7 @@ fn segment(subject: &str) -> String {
 #[async_trait]
 impl SchemaRegistry for HttpRegistry {
     fn url(&self) -> &str {
-        &self.url
+        self.client.url()
     }
 
     async fn register(&self, subject: &str, schema: &Schema) -> Result<i32, RegistryError> {
@@ -323,6 +187,8 @@ impl SchemaRegistry for HttpRegistry {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
 
@@ -344,16 +210,6 @@ mod tests {
         let config = config("http://127.0.0.1:1");
         let registry = HttpRegistry::new(&config).unwrap();
         assert!(!format!("{config:?} {registry:?}").contains("hunter2"));
-    }
-
-    #[test]
-    fn urls_are_told_from_anything_else() {
-        for good in ["http://r:8081", "https://r", "http://[::1]:8081/apis/ccompat/v7/", "http://r/x"] {
-            assert!(parse_url(good).is_some(), "{good}");
-        }
-        for bad in ["r:8081", "ftp://r", "http://", "http://me:pw@r", "/apis", "", "http://r/?x=1"] {
-            assert!(parse_url(bad).is_none(), "{bad}");
-        }
     }
 
     /// Answers one request with these bytes; what it was asked.

@@ -204,9 +204,14 @@ impl TestGatewayBuilder {
             }
             None => None,
         };
-        let gateway = Gateway::start(self.config, routes).await?;
+        let speaks_tls = self.config.grpc.tls.is_some();
+        let gateway = Box::pin(Gateway::start(self.config, routes)).await?;
         let endpoint = Endpoint::try_from(format!("http://{}", gateway.grpc_address())).unwrap();
-        let channel = endpoint.connect().await.unwrap();
+        let channel = match speaks_tls {
+            // The test makes channels of its own.
+            true => endpoint.connect_lazy(),
+            false => endpoint.connect().await.unwrap(),
+        };
         Ok(TestGateway {
             gateway: Some(gateway),
             cluster,

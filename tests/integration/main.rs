@@ -22,4 +22,5 @@ mod records;
 #[cfg(feature = "registry-tests")]
 mod registry;
 mod routing;
+mod security;
 mod web;

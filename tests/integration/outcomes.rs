@@ -153,7 +153,7 @@ async fn a_refusal_that_passes_is_tried_again() {
 async fn an_answer_of_a_deposed_leader_is_unknown() {
     let gateway = embedded().handler(Samples::default()).start().await;
     inject(&gateway, "payment_request", Fault::Error(code::NOT_LEADER_OR_FOLLOWER), 1);
-    assert_failed(pay(&gateway, "300m").await, Code::DeadlineExceeded, "unknown");
+    assert_failed(pay(&gateway, "1500m").await, Code::DeadlineExceeded, "unknown");
     pay(&gateway, "10S").await.unwrap();
     assert_eq!(log_of(&gateway, "payment_request").await.len(), 1);
     gateway.stop().await;
@@ -290,7 +290,7 @@ async fn calls_and_bytes_in_flight_are_bounded() {
     for (name, change) in cases {
         let gateway = embedded().config(change).start().await;
         // A message counts as held until it is sent.
-        inject(&gateway, "payment_request", Fault::Delay(Duration::from_millis(200)), 1);
+        inject(&gateway, "payment_request", Fault::Delay(Duration::from_secs(1)), 1);
         let second = async {
             let instance = gateway.gateway().instance();
             gateway.until("the first is in flight", || instance.pending_calls() == 1).await;
@@ -298,9 +298,9 @@ async fn calls_and_bytes_in_flight_are_bounded() {
             assert!(status.message().starts_with(name), "{status:?}");
             assert_overloaded(&status);
         };
-        let (first, ()) = tokio::join!(pay(&gateway, "400m"), second);
+        let (first, ()) = tokio::join!(pay(&gateway, "2S"), second);
         assert_failed(first, Code::DeadlineExceeded, "sent");
-        assert_failed(pay(&gateway, "50m").await, Code::DeadlineExceeded, "sent");
+        assert_failed(pay(&gateway, "1S").await, Code::DeadlineExceeded, "sent");
         let instance = gateway.gateway().instance();
         assert_eq!((instance.budget.calls(), instance.budget.bytes()), (0, 0), "{name}");
         gateway.stop().await;

@@ -48,13 +48,13 @@ async fn foreign_late_and_request_like_records_are_counted_and_passed_over() {
 async fn a_late_reply_is_counted_and_reaches_nobody() {
     let gateway = TestGateway::build()
         .worker(|_, message| async move {
-            tokio::time::sleep(Duration::from_millis(400)).await;
+            tokio::time::sleep(Duration::from_millis(1_500)).await;
             Some(Ok(message))
         })
         .start()
         .await;
     let mut request = tonic::Request::new(echo::EchoRequest { payload: Bytes::from_static(b"slow") });
-    request.set_timeout(Duration::from_millis(150));
+    request.set_timeout(Duration::from_millis(600));
     let status = gateway.send::<_, echo::EchoReply>(ECHO, request).await.unwrap_err();
     assert!(matches!(status.code(), tonic::Code::DeadlineExceeded | tonic::Code::Cancelled), "{status:?}");
     gateway.until("the late reply is counted", || gateway.replies_of("late") == 1).await;

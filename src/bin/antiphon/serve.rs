@@ -4,7 +4,7 @@
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use antiphon::app::{self, Gateway, StartError};
+use antiphon::app::{self, Gateway, KeysUnavailable, StartError};
 use antiphon::config::{self, Flags};
 use antiphon::route::RouteTable;
 use antiphon::telemetry;
@@ -92,7 +92,10 @@ pub(crate) fn could_not_start(error: &StartError) -> ExitCode {
         StartError::NoOrdinal { .. }
         | StartError::Settings(_)
         | StartError::RegistrySettings(_)
+        | StartError::Tls(_)
         | StartError::Reflection(_) => exit::CONFIG,
+        StartError::Keys(KeysUnavailable::File { .. } | KeysUnavailable::Url { .. }) => exit::UNAVAILABLE,
+        StartError::Keys(_) => exit::CONFIG,
         StartError::Thread(_) | StartError::Random(_) => exit::OS,
     };
     exit.into()

@@ -41,6 +41,39 @@ a.toml:5:14: custom_dialect.error_code: "x" is the name of another header
 a.toml:6:20: custom_dialect.correlation_form: unknown value "bytes"; expected one of: text, binary"#,
     ),
     (
+        r#"[grpc.tls]
+cert_file = "/no/such/cert.pem"
+client_auth = "optional""#,
+        r#"a.toml:1:7: grpc.tls: key_file is missing
+  hint: a PEM file
+a.toml:2:13: grpc.tls.cert_file: there is no file "/no/such/cert.pem"
+a.toml:3:15: grpc.tls.client_auth: says nothing without grpc.tls.client_ca_file"#,
+    ),
+    (
+        r#"[access]
+allow = ["cert:web -> *", "token:sub=x -> *", "me -> *", "anyone"]
+audience = "x""#,
+        r#"a.toml:2:47: access.allow: "me" names nobody; expected anyone, authenticated, cert:PATTERN or token:CLAIM=PATTERN
+a.toml:3:12: access.audience: says nothing without keys
+  hint: set access.jwks_file or access.jwks_url"#,
+    ),
+    (
+        r#"[access]
+allow = ["cert:web -> *", "token:sub=x -> *"]"#,
+        r#"a.toml:2:9: access.allow: has rules about tokens, and there are no keys to check tokens with
+  hint: set access.jwks_file or access.jwks_url
+a.toml:2:9: access.allow: has rules about certificates, and callers are not asked for any
+  hint: set grpc.tls.client_ca_file"#,
+    ),
+    (
+        r#"[access]
+jwks_url = "http://me:pw@idp/keys""#,
+        r#"a.toml:1:2: access: allow is missing
+  hint: with [access], what no rule allows is refused; such as ["cert:web -> shop.v1.OrderService/*"]
+a.toml:2:12: access.jwks_url: is no URL of a JWK set
+  hint: http://HOST[:PORT]/PATH, or https, without a user"#,
+    ),
+    (
         r#"[schema_registry]
 password = "hunter2"
 timeout = "0s""#,
