@@ -267,7 +267,7 @@ impl Lessee {
         loop {
             let partitions = self.reading.instance.reply_partitions().max(1);
             // Those who start together do not all try the same one first.
-            let first = fastrand::i32(..partitions);
+            let first = fastrand::i32(0..partitions);
             for partition in (first..partitions).chain(0..first) {
                 if !leases.reserve(partition) {
                     continue;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use antiphon::app::{Config, Gateway, StartError};
-use antiphon::dev_broker::{self, DevBroker};
+use antiphon::dev_broker::{self, Api, DevBroker, Fault, Rule};
 use antiphon::exchange::config::Ordinal;
 use antiphon::kafka::{Connector, KafkaCluster};
 use antiphon::route::{self, Sources};
@@ -26,12 +26,21 @@ struct Stage {
     cluster: Arc<KafkaCluster>,
     config: Config,
     topic: String,
-    _broker: Option<DevBroker>,
+    broker: Option<DevBroker>,
     _worker: Worker,
 }
 
 impl Stage {
     async fn new() -> Self {
+        Self::on(std::env::var("ANTIPHON_TEST_BOOTSTRAP").ok()).await
+    }
+
+    /// For faults that only it can inject.
+    async fn on_the_embedded_broker() -> Self {
+        Self::on(None).await
+    }
+
+    async fn on(servers: Option<String>) -> Self {
         let suffix = format!("{:08x}", fastrand::u32(..));
         let mut config = Config { shards: 1, ..Config::default() };
         config.grpc.listen = ([127, 0, 0, 1], 0).into();
@@ -43,12 +52,12 @@ impl Stage {
         config.reply.lease_ttl = Duration::from_millis(1_500);
         config.reply.orphan_after = Duration::from_millis(1_500);
         config.reply.topic_prefix = format!("replies-{suffix}");
-        let broker = match std::env::var("ANTIPHON_TEST_BOOTSTRAP") {
-            Ok(servers) => {
+        let broker = match servers {
+            Some(servers) => {
                 config.kafka.bootstrap_servers = servers.split(',').map(str::to_owned).collect();
                 None
             }
-            Err(_) => {
+            None => {
                 let broker = DevBroker::start(dev_broker::Config::default()).await.unwrap();
                 config.kafka.bootstrap_servers = vec![broker.bootstrap()];
                 Some(broker)
@@ -59,7 +68,7 @@ impl Stage {
         let topic = format!("echo-{suffix}");
         cluster.create_topic(&topic, 3, 1).await.unwrap();
         let worker = start_worker(&cluster, &topic).await;
-        Self { cluster, config, topic, _broker: broker, _worker: worker }
+        Self { cluster, config, topic, broker, _worker: worker }
     }
 
     /// Settings of one instance.
@@ -181,7 +190,9 @@ async fn an_orphan_is_removed_and_nothing_else() {
         [stage.start(config.clone()).await, stage.start(slow).await, stage.start(config.clone()).await];
     let dead = [stage.start(config.clone()).await, stage.start(config).await];
     let orphans = dead.each_ref().map(|gateway| gateway.instance().reply_topic().to_string());
-    dead.map(crash);
+    for gateway in dead {
+        crash(gateway);
+    }
     until_async("both orphans are gone", async || {
         !stage.topics().await.iter().any(|name| orphans.contains(name))
     })
@@ -213,12 +224,13 @@ async fn more_instances_than_allowed_are_refused() {
 
 #[tokio::test]
 async fn a_start_that_is_broken_off_leaves_nothing() {
-    let stage = Stage::new().await;
+    let stage = Stage::on_the_embedded_broker().await;
     let config = stage.instance(ReplyRouting::InstanceTopic, |config| {
-        // As if its heartbeats never came back.
         config.reply.instance = Some("short-lived".to_owned());
-        config.kafka.produce_timeout = Duration::from_nanos(1);
     });
+    // No heartbeat comes as far as the log, so it does not get ready.
+    let broker = stage.broker.as_ref().unwrap();
+    broker.faults().inject(Rule::new(Api::Produce, Fault::Silence));
     let proto = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("proto/echo/v1/echo.proto");
     let routes = route::compile(&Sources { protos: vec![proto], ..Sources::default() }).unwrap();
     let topic = format!("{}.short-lived", config.reply.topic_prefix);
