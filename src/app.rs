@@ -278,12 +278,8 @@ impl Gateway {
         let lifecycle = watch::Sender::new(Lifecycle::Serving);
         let (alive, shards_alive) = mpsc::channel(1);
 
-        let first_partition = reply_path::first_partition(&config)?;
-        let plan = |(shard, seat)| ShardPlan {
-            shard,
-            seat,
-            reply_partition: first_partition
-                .map(|first| first.saturating_add(i32::try_from(shard).unwrap_or(0))),
+        let plan = ShardPlan {
+            first_partition: reply_path::first_partition(&config)?,
             keep: reply_path::longest_call(&config, &routes),
             config: config.clone(),
             routes: Arc::clone(&routes),
@@ -295,11 +291,9 @@ impl Gateway {
             entrance: door.entrance.clone(),
             supervisor: supervisor.clone(),
             lifecycle: lifecycle.subscribe(),
-            _alive: alive.clone(),
+            _alive: alive,
         };
-        let plans: Vec<_> = seats.into_iter().enumerate().map(plan).collect();
-        drop(alive);
-        let shards = start_shards(plans, &supervisor)?;
+        let shards = start_shards(plan, seats, &supervisor)?;
 
         let token = Token::new(config.admin.token_file.clone());
         let page = Admin { instance: Arc::clone(&instance), acceptor: Arc::clone(&acceptor), token };
@@ -525,9 +519,17 @@ impl Door {
     }
 }
 
-fn start_shards(plans: Vec<ShardPlan>, supervisor: &Supervisor) -> Result<Vec<JoinHandle<()>>, StartError> {
-    let start = |plan: ShardPlan| supervisor.spawn_thread("shard", move || plan.run());
-    plans.into_iter().map(start).collect::<io::Result<_>>().map_err(StartError::Thread)
+/// The plan is dropped with the last shard.
+fn start_shards(
+    plan: ShardPlan,
+    seats: Vec<Seat>,
+    supervisor: &Supervisor,
+) -> Result<Vec<JoinHandle<()>>, StartError> {
+    let start = |(shard, seat)| {
+        let plan = plan.clone();
+        supervisor.spawn_thread("shard", move || plan.run(shard, seat))
+    };
+    seats.into_iter().enumerate().map(start).collect::<io::Result<_>>().map_err(StartError::Thread)
 }
 
 async fn bind(name: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
@@ -614,10 +616,10 @@ async fn keep_topics_fresh(instance: Arc<Instance>, cluster: Arc<KafkaCluster>, 
 }
 
 /// All that a shard's thread needs.
+#[derive(Clone)]
 struct ShardPlan {
-    shard: usize,
-    seat: Seat,
-    reply_partition: Option<i32>,
+    /// Where the first shard's replies come, if that is laid down.
+    first_partition: Option<i32>,
     keep: Duration,
     config: Config,
     routes: Arc<RouteTable>,
@@ -634,33 +636,33 @@ struct ShardPlan {
 }
 
 impl ShardPlan {
-    fn run(self) {
+    fn run(self, shard: usize, seat: Seat) {
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
             Err(error) => return tracing::error!(%error, "a shard could not start"),
         };
-        runtime.block_on(self.serve());
+        runtime.block_on(self.serve(shard, seat));
         runtime.shutdown_timeout(Duration::from_secs(1));
     }
 
-    async fn serve(self) {
+    async fn serve(self, shard: usize, seat: Seat) {
         let cluster = Arc::new(KafkaCluster::new(&self.config.kafka, self.connector));
+        let offset = i32::try_from(shard).unwrap_or(i32::MAX);
         let settings = Settings {
             compression: self.config.kafka.compression,
             message_bytes_max: self.config.grpc.message_bytes_max,
             lane_queue_max: self.config.limits.lane_queue_max,
             reply: self.config.reply,
-            reply_partition: self.reply_partition,
+            reply_partition: self.first_partition.map(|first| first.saturating_add(offset)),
             keep: self.keep,
             custom_dialect: self.routes.custom_dialect().cloned(),
             schemas: self.schemas,
         };
-        let exchange =
-            Arc::new(Exchange::start(self.shard, self.instance, cluster, &self.supervisor, settings));
+        let exchange = Arc::new(Exchange::start(shard, self.instance, cluster, &self.supervisor, settings));
         let Entrance { tls, guard } = self.entrance;
         let grpc = self.config.grpc;
         let service =
             ingress::Service::new(&grpc, self.routes, exchange, &self.health, self.reflection, guard);
-        ingress::serve_shard(self.seat, service, tls, grpc, self.supervisor, self.lifecycle).await;
+        ingress::serve_shard(seat, service, tls, grpc, self.supervisor, self.lifecycle).await;
     }
 }
