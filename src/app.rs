@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::admin::Admin;
+use crate::admin::{Admin, Token};
 use crate::backoff::Backoff;
 use crate::correlation::Minter;
 use crate::dead_letters::{self, DeadLetterTopic};
@@ -220,7 +220,6 @@ impl Gateway {
         let door = Door::open(&config, &instance, began).await?;
         let cluster = Arc::new(control_cluster(&config, &connector));
         open_reply_path(&config, &instance, &cluster, began).await?;
-
         let schemas = open_schemas(&config, &routes, began).await?;
 
         let supervisor = Supervisor::new();
@@ -230,7 +229,6 @@ impl Gateway {
         let acceptor = Arc::new(acceptor);
         let lifecycle = watch::Sender::new(Lifecycle::Serving);
         let (alive, shards_alive) = mpsc::channel(1);
-
         let plan = |(shard, seat)| ShardPlan {
             shard,
             seat,
@@ -250,7 +248,9 @@ impl Gateway {
         drop(alive);
         let shards = start_shards(plans, &supervisor)?;
 
-        let page = Admin { instance: Arc::clone(&instance), acceptor: Arc::clone(&acceptor) };
+        let token = Token::new(config.admin.token_file.clone());
+        let page = Admin { instance: Arc::clone(&instance), acceptor: Arc::clone(&acceptor), token };
+        let letters = count_dead_letters(Arc::clone(&instance), Arc::clone(&cluster), Arc::clone(&routes));
         let refresh = config.kafka.metadata_refresh;
         let topics = keep_topics_fresh(Arc::clone(&instance), Arc::clone(&cluster), refresh);
         let mut tasks = door.keep_fresh(&supervisor);
@@ -258,10 +258,7 @@ impl Gateway {
             supervisor.spawn("admin", page.serve(admin)),
             supervisor.spawn("health", health.clone().follow(Arc::clone(&routes), Arc::clone(&instance))),
             supervisor.spawn("readiness", review(Arc::clone(&instance))),
-            supervisor.spawn(
-                "dead letters",
-                count_dead_letters(Arc::clone(&instance), Arc::clone(&cluster), Arc::clone(&routes)),
-            ),
+            supervisor.spawn("dead letters", letters),
             supervisor.spawn("topics", topics),
         ]);
         let mut gateway = Self {

@@ -174,6 +174,7 @@ pub(super) fn unary_body(
 ) -> Result<tonic::body::Body, Status> {
     Ok(match compression {
         Some(encoding) if message.len() >= COMPRESS_BYTES_MIN => {
+            let held = hold(message.clone())?;
             let source = tokio_stream::once(Ok(message));
             let compressed = EncodeBody::new_server(
                 Raw,
@@ -182,7 +183,7 @@ pub(super) fn unary_body(
                 SingleMessageCompressionOverride::default(),
                 None,
             );
-            tonic::body::Body::new(WithTrailers { body: Box::pin(compressed), more: trailers })
+            tonic::body::Body::new(WithTrailers { body: Box::pin(compressed), more: trailers, held })
         }
         _ => tonic::body::Body::new(Plain { message: hold(frame(&message))?, trailers: Some(trailers) }),
     })
@@ -246,6 +247,8 @@ impl Body for Plain {
 struct WithTrailers<B> {
     body: B,
     more: HeaderMap,
+    /// The message before it was compressed, which is its most.
+    held: Waiting,
 }
 
 impl<B: Body<Data = Bytes, Error = Status> + Unpin> Body for WithTrailers<B> {
@@ -257,7 +260,8 @@ impl<B: Body<Data = Bytes, Error = Status> + Unpin> Body for WithTrailers<B> {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let polled = Pin::new(&mut self.body).poll_frame(context);
-        polled.map_ok(|mut frame| {
+        polled.map_ok(|frame| {
+            let mut frame = frame.map_data(|data| self.held.cover(data));
             if let Some(trailers) = frame.trailers_mut() {
                 trailers.extend(std::mem::take(&mut self.more));
             }

@@ -87,14 +87,17 @@ impl Waiting {
         Some(Bytes::from_owner(Piece { bytes, _held: held }))
     }
 
+    /// Other bytes in place of these, which count as these did.
+    pub(super) fn cover(&mut self, bytes: Bytes) -> Bytes {
+        self.rest = Bytes::new();
+        match self.held.take() {
+            Some(held) => Bytes::from_owner(Piece { bytes, _held: held }),
+            None => bytes,
+        }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.rest.is_empty()
-    }
-}
-
-impl From<Bytes> for Waiting {
-    fn from(rest: Bytes) -> Self {
-        Self { rest, held: None }
     }
 }
 
@@ -166,6 +169,12 @@ mod tests {
         assert_eq!(budget.bytes(), PIECE_BYTES as u64);
         drop(part);
         assert_eq!((budget.bytes(), untaken.waits()), (0, false));
+        // Compressed, it counts as it was.
+        let mut waiting = untaken.hold(reply.clone(), || budget.no_bytes(Instant::now())).unwrap();
+        let compressed = waiting.cover(Bytes::from_static(b"small"));
+        drop(waiting);
+        assert_eq!((budget.bytes(), &compressed[..]), (LARGE as u64, &b"small"[..]));
+        drop(compressed);
         // One that is never written, too.
         drop(untaken.hold(reply, || budget.no_bytes(Instant::now())).unwrap());
         assert_eq!((budget.bytes(), untaken.waits()), (0, false));

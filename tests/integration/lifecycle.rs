@@ -148,7 +148,10 @@ async fn a_broker_that_is_none_is_named_within_the_start_timeout() {
                 listen: ([127, 0, 0, 1], 0).into(),
                 ..Default::default()
             },
-            admin: antiphon::admin::config::Config { listen: ([127, 0, 0, 1], 0).into() },
+            admin: antiphon::admin::config::Config {
+                listen: ([127, 0, 0, 1], 0).into(),
+                ..Default::default()
+            },
             reply: antiphon::exchange::config::ReplyConfig {
                 start_timeout: Duration::from_millis(800),
                 ..Default::default()

@@ -1,6 +1,7 @@
 //! The gateway from the outside: gRPC clients, a Kafka cluster, workers.
 #![allow(clippy::unwrap_used, clippy::expect_used, unreachable_pub, reason = "a test fails by panicking")]
 
+mod abuse;
 mod aggregate;
 mod bad_input;
 mod bench;

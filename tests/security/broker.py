@@ -35,6 +35,8 @@ LISTENERS = {
 }
 SCRAM = {"SCRAM-SHA-256": ScramMechanism.SCRAM_SHA_256, "SCRAM-SHA-512": ScramMechanism.SCRAM_SHA_512}
 START_SECONDS_MAX = 120
+# How long the listener FEW lets a session last.
+SESSION_SECONDS = 5
 LOGIN = "org.apache.kafka.common.security"
 
 
@@ -113,6 +115,7 @@ class Broker:
             "listener.name.misnamed.ssl.keystore.type=PEM",
             f"listener.name.misnamed.ssl.keystore.location={misnamed}",
             "listener.name.few.sasl.enabled.mechanisms=SCRAM-SHA-512",
+            f"listener.name.few.connections.max.reauth.ms={SESSION_SECONDS * 1000}",
             f"listener.name.few.scram-sha-512.sasl.jaas.config={LOGIN}.scram.ScramLoginModule required;",
             "listener.name.sasl.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512,OAUTHBEARER",
             f"listener.name.sasl.plain.sasl.jaas.config={LOGIN}.plain.PlainLoginModule required {users};",
@@ -181,7 +184,8 @@ class Broker:
         self.create_topics("echo.v1.EchoService", "payment_request")
         # Named by the certificate of a client, too.
         for user in ("User:gateway", "User:CN=gateway"):
-            self.allow(user, "antiphon.reply", "ALL", prefix=True)
+            for operation in ("READ", "WRITE", "CREATE", "DELETE"):
+                self.allow(user, "antiphon.reply", operation, prefix=True)
             for topic in ("echo.v1.EchoService", "payment_request"):
                 self.allow(user, topic, "WRITE")
         self.allow("User:mute", "antiphon.reply", "ALL", prefix=True)

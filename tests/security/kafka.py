@@ -5,6 +5,7 @@ import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+from broker import SESSION_SECONDS
 from common import ECHO, Gateway, Table, bench_worker, echo, write
 from harness import Failure, check, wait_until
 from transactional import TransactionalWorker
@@ -183,6 +184,22 @@ def transactional(bench, table):
             break
 
 
+def sessions_end(bench, table):
+    """The broker ends each session with the next request on it. A call that was
+    that request has an unknown outcome; the gateway must know it, and go on."""
+    way = Way(bench, "sessions that end after 5 s", "FEW", mechanism="SCRAM-SHA-512")
+    gateway = way.gateway().wait_ready(RIGHT_SECONDS_MAX)
+    until, answers = time.monotonic() + 3.5 * SESSION_SECONDS, []
+    while time.monotonic() < until:
+        answers.append(echo(gateway.grpc, seconds=2))
+        time.sleep(0.1)
+    ok, ready = answers.count("OK"), gateway.page("/ready")[0]
+    others = {answer for answer in answers if answer != "OK" and not answer.startswith("DEADLINE_EXCEEDED")}
+    bad = others or ready != 200 or len(answers) - ok > 8 or echo(gateway.grpc, seconds=5) != "OK"
+    table.row(way.name, f"{ok} of {len(answers)} calls OK, the others DEADLINE_EXCEEDED; READY", "", wrong=f"{ok} of {len(answers)}, /ready {ready}, {others}" if bad else None)
+    gateway.end()
+
+
 def rotated(bench, table):
     """First a right rotation, then one that the gateway is not told of."""
     broker = bench.broker
@@ -230,9 +247,12 @@ def run(bench):
             done.result()
     write_denied(bench, table)
     acl_taken_away(bench, table)
+    sessions_end(bench, table)
     worker.end()
     with TransactionalWorker(broker.address("ADMIN"), ECHO.split("/")[1]):
         transactional(bench, table)
     if not bench.quick:
-        bench.child(bench_worker(bench.folder, bench.antiphon, broker.address("ADMIN"), "echo.v1.EchoService"))
+        worker = bench_worker(bench.folder, bench.antiphon, broker.address("ADMIN"), "echo.v1.EchoService")
+        bench.child(worker)
         rotated(bench, table)
+        worker.end()
