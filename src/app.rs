@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::admin::{Admin, Token};
+use crate::admin::Admin;
 use crate::backoff::Backoff;
 use crate::correlation::Minter;
 use crate::dead_letters::{self, DeadLetterTopic};
@@ -248,8 +248,7 @@ impl Gateway {
         drop(alive);
         let shards = start_shards(plans, &supervisor)?;
 
-        let token = Token::new(config.admin.token_file.clone());
-        let page = Admin { instance: Arc::clone(&instance), acceptor: Arc::clone(&acceptor), token };
+        let page = Admin::new(&config.admin, Arc::clone(&instance), Arc::clone(&acceptor));
         let letters = count_dead_letters(Arc::clone(&instance), Arc::clone(&cluster), Arc::clone(&routes));
         let refresh = config.kafka.metadata_refresh;
         let topics = keep_topics_fresh(Arc::clone(&instance), Arc::clone(&cluster), refresh);
