@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Three triggers change the delivery radius of 300,000 shops at once.
 
-    examples/delivery-radius/run.py --antiphon target/release/antiphon [--quick]
+    examples/delivery-radius/run.py [--quick] [--antiphon target/release/antiphon]
 
 starts Apache Kafka (unless --bootstrap names one), PostgreSQL, three gateways
 and two workers; shows first what goes wrong straight against the database, then

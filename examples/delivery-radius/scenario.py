@@ -309,7 +309,7 @@ def table(scenario, naive, lines, summary, trouble, holds):
 
 def options():
     parser = argparse.ArgumentParser(description="Three triggers change the delivery radius of 300,000 shops at once.")
-    parser.add_argument("--antiphon", type=Path, required=True, help="the gateway's binary")
+    parser.add_argument("--antiphon", type=Path, default=ROOT / "target/release/antiphon", help="the gateway's binary (default: target/release/antiphon)")
     parser.add_argument("--bootstrap", help="Kafka's HOST:PORT[,...]; default: a broker of our own")
     parser.add_argument("--quick", action="store_true", help="9,000 shops instead of 300,000")
     parser.add_argument("--shops", type=int)
@@ -322,6 +322,8 @@ def options():
         given.shops = 9_000 if given.quick else 300_000
     given.naive_shops = 10_000 if given.quick else 50_000
     given.antiphon = given.antiphon.resolve()
+    if not given.antiphon.is_file():
+        parser.error(f"{given.antiphon} is not there: cargo build --release, or name another with --antiphon")
     given.out.mkdir(parents=True, exist_ok=True)
     return given
 

@@ -250,10 +250,10 @@ async def serve(arguments):
     writing = asyncio.create_task(orchestrator.log.run())
     orchestrator.recover()
     await server.start()
-    print(f"orchestrator ready at {arguments.listen}", flush=True)
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    print(f"orchestrator ready at {arguments.listen}", flush=True)
     waits = {asyncio.create_task(stopping.wait()), writing, orchestrator.failed}
     over, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     for one in over & {writing, orchestrator.failed}:

@@ -2,7 +2,7 @@
 """Orders that are reserved, paid and confirmed through Antiphon, while what does
 it is killed.
 
-    examples/order-saga/run.py --antiphon target/release/antiphon [--quick] [--seed N]
+    examples/order-saga/run.py [--quick] [--antiphon target/release/antiphon] [--seed N]
 
 starts Apache Kafka (unless --bootstrap names one), two gateways, three services
 and the orchestrator; places orders; ends processes with kill -9 at random

@@ -38,6 +38,8 @@ DASHBOARD = ROOT / "deploy/grafana/antiphon.json"
 WAIT_SECONDS_MAX = 60
 READY_LINE = re.compile(r"antiphon ready grpc=(\S+) admin=(\S+)")
 ECHO, PAY = "echo.v1.EchoService/Echo", "payments.v1.PaymentService/Pay"
+# Has a series only once a method with several replies was called.
+NOT_STAGED = {"antiphon_collected_replies_total"}
 # What the staged cause may fire: the cause itself, and what follows from it.
 EXPECTED_ALERTS = {"AntiphonNoWorker", "AntiphonDeadLetters"}
 GATEWAY = """\
@@ -54,7 +56,6 @@ listen = "127.0.0.1:0"
 
 [proto]
 files = ["{root}/proto/echo/v1/echo.proto", "{root}/proto/payments/v1/payments.proto"]
-paths = ["{root}/proto"]
 
 [service."payments.v1.PaymentService"]
 dead_letter_on = ["timeout"]
@@ -84,7 +85,7 @@ def await_(what, look, seconds=WAIT_SECONDS_MAX):
         if answer:
             return answer
         if time.monotonic() > until:
-            fail(f"not within {seconds} s: {what}")
+            fail(f"not within {seconds} s: {what() if callable(what) else what}")
         time.sleep(0.2)
 
 
@@ -111,7 +112,7 @@ class Crew:
                     fail(f"{process.args[0]} has ended with {process.returncode}: {self.text(name)}")
             return re.search(pattern, self.text(name))
 
-        return await_(f"{name} says {pattern!r}: {self.text(name)}", look)
+        return await_(lambda: f"{name} says {pattern!r}: {self.text(name)}", look)
 
     def text(self, name):
         return (self.folder / f"{name}.log").read_text(errors="replace")
@@ -189,10 +190,11 @@ def check_reference(prometheus):
         ours = {name for name in names if name.startswith(("antiphon_", "rpc_", "messaging_"))}
         return {family(name) if family(name) in histograms else name for name in ours}
 
-    await_("every documented metric is scraped", lambda: set(documented) <= scraped())
-    if scraped() != set(documented):
+    expected = set(documented) - NOT_STAGED
+    await_(lambda: f"these are scraped, too: {expected - scraped()}", lambda: expected <= scraped())
+    if not scraped() <= set(documented):
         fail(f"metrics that docs/metrics.md does not have: {scraped() - set(documented)}")
-    print(f"ok  {len(documented)} metrics are documented, and scraped")
+    print(f"ok  {len(expected)} metrics are documented, and scraped")
 
 
 def check_dashboard(prometheus):
@@ -207,8 +209,10 @@ def check_alerts(prometheus):
         alerts = (prometheus.get("alerts") or {}).get("alerts", [])
         return {(a["labels"]["alertname"], a["labels"].get("rpc_method", "")) for a in alerts if a["state"] == "firing"}
 
-    await_(f"the method without a worker fires its alert; firing: {firing()}",
-           lambda: ("AntiphonNoWorker", PAY) in firing())
+    await_(
+        lambda: f"the method without a worker fires its alert; firing: {firing()}",
+        lambda: ("AntiphonNoWorker", PAY) in firing(),
+    )
     wrong = {name for name, _ in firing()} - EXPECTED_ALERTS
     if wrong or ("AntiphonNoWorker", ECHO) in firing():
         fail(f"alerts without a cause: {firing()}")

@@ -118,7 +118,7 @@ pub(crate) fn decode(
     is_reply: bool,
 ) -> Option<(String, Result<Value, String>)> {
     let Lookup::Route(route) = routes?.lookup(method) else { return None };
-    let kind: &MessageDescriptor = if is_reply { &route.output } else { &route.input };
+    let kind: &MessageDescriptor = if is_reply { route.reply_type() } else { &route.input };
     // JSON and framed values, too, through the form that gRPC has.
     let message = route.format.decode(kind, value.clone()).map_err(|error| error.to_string());
     let decoded = message
