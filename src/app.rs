@@ -19,7 +19,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::admin::{Admin, Token};
+use crate::admin::Admin;
 use crate::backoff::Backoff;
 use crate::dead_letters::{self, DeadLetterTopic};
 use crate::exchange::config::ReplyConfig;
@@ -295,8 +295,7 @@ impl Gateway {
         };
         let shards = start_shards(plan, seats, &supervisor)?;
 
-        let token = Token::new(config.admin.token_file.clone());
-        let page = Admin { instance: Arc::clone(&instance), acceptor: Arc::clone(&acceptor), token };
+        let page = Admin::new(&config.admin, Arc::clone(&instance), Arc::clone(&acceptor));
         let control = Control {
             config: &config,
             routes: &routes,
