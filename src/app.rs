@@ -247,7 +247,6 @@ impl Gateway {
         let plans: Vec<_> = seats.into_iter().enumerate().map(plan).collect();
         drop(alive);
         let shards = start_shards(plans, &supervisor)?;
-
         let token = Token::new(config.admin.token_file.clone());
         let page = Admin { instance: Arc::clone(&instance), acceptor: Arc::clone(&acceptor), token };
         let letters = count_dead_letters(Arc::clone(&instance), Arc::clone(&cluster), Arc::clone(&routes));
