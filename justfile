@@ -44,6 +44,11 @@ clients *ARGS:
     cargo build --release --locked
     python3 tests/clients/run.py --antiphon target/release/antiphon {{ARGS}}
 
+# How replies find their instance: modes against 1, 2, 8 and 32 instances; prints a table.
+routing *ARGS:
+    cargo build --release --locked
+    python3 tests/routing/run.py --antiphon target/release/antiphon {{ARGS}}
+
 # What breaks under load on three brokers, row by row; takes half an hour.
 faults *ARGS:
     cargo build --release --locked

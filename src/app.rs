@@ -7,6 +7,7 @@
 //! ```
 
 mod keys;
+mod reply_path;
 
 use std::io;
 use std::net::SocketAddr;
@@ -20,19 +21,19 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::admin::{Admin, Token};
 use crate::backoff::Backoff;
-use crate::correlation::Minter;
 use crate::dead_letters::{self, DeadLetterTopic};
-use crate::exchange::budget::Budget;
-use crate::exchange::{Exchange, Instance, Parts, Phase, PrepareError, Schemas, Settings};
+use crate::exchange::config::ReplyConfig;
+use crate::exchange::{Exchange, Instance, Janitor, Phase, PrepareError, Schemas, Settings};
 use crate::ingress::{self, Acceptor, Guard, Health, Lifecycle, Reflection, Refresher, Seat, Tls, TlsError};
 use crate::kafka::{ConnectError, Connector, KafkaCluster};
 use crate::limits;
 use crate::metrics::TopicLabels;
-use crate::pending::Pending;
 use crate::registry::{HttpRegistry, SettingsError};
 use crate::route::RouteTable;
 use crate::supervisor::{Supervisor, Task};
+use crate::terms::ReplyRouting;
 use crate::transport::{Cluster, ClusterError};
+use reply_path::Traces;
 
 use keys::KeyKeeper;
 pub use keys::KeysUnavailable;
@@ -41,8 +42,6 @@ pub use keys::KeysUnavailable;
 const REVIEW_INTERVAL: Duration = Duration::from_millis(100);
 /// How often a drain looks whether calls are still in flight.
 const DRAIN_POLL: Duration = Duration::from_millis(10);
-/// Beyond the start's time limit, for finding out why nobody answers.
-const EXPLAIN_GRACE: Duration = Duration::from_millis(1_500);
 /// How long shard threads may take to end.
 const SHARDS_STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -58,7 +57,7 @@ pub struct Config {
     /// Bounds.
     pub limits: crate::exchange::config::LimitsConfig,
     /// How replies come back.
-    pub reply: crate::exchange::config::ReplyConfig,
+    pub reply: ReplyConfig,
     /// Failing fast.
     pub circuit: crate::exchange::config::CircuitConfig,
     /// Calls with an idempotency key.
@@ -158,6 +157,32 @@ pub enum StartError {
         /// What stood in the way last.
         trouble: Option<Arc<str>>,
     },
+    /// Every partition of the reply topic is held by others.
+    #[error(
+        "reply topic {topic} has {partitions} partitions, and within {waited:?} only {leased} of the {shards} \
+         that this process needs could be leased (one a shard); others hold {holders}; add partitions, \
+         stop an instance, or use another reply.routing"
+    )]
+    NoLease {
+        /// The reply topic.
+        topic: Arc<str>,
+        /// How many it has.
+        partitions: i32,
+        /// How many are needed.
+        shards: usize,
+        /// How many were had.
+        leased: usize,
+        /// Partitions and who holds them.
+        holders: String,
+        /// How long was waited.
+        waited: Duration,
+    },
+    /// `reply.ordinal` is the host's, which has none.
+    #[error("reply.ordinal is hostname, and the host's name {host:?} does not end in a number")]
+    NoOrdinal {
+        /// The host's name.
+        host: String,
+    },
     /// The descriptors can't be reflected upon.
     #[error("reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -189,6 +214,7 @@ pub struct Gateway {
     instance: Arc<Instance>,
     cluster: Arc<dyn ClusterDebug>,
     drain: DrainConfig,
+    routing: ReplyRouting,
     owns_reply_topic: bool,
     supervisor: Supervisor,
     lifecycle: watch::Sender<Lifecycle>,
@@ -210,16 +236,38 @@ impl Gateway {
     /// Must be called on a `current_thread` runtime, which then is the control
     /// thread.
     pub async fn start(config: Config, routes: RouteTable) -> Result<Self, StartError> {
+        Self::start_leaving(config, routes, Traces::default()).await
+    }
+
+    /// The same, unless `stop` ends first: then nothing is left behind, and
+    /// there is no gateway.
+    pub async fn start_unless(
+        config: Config,
+        routes: RouteTable,
+        stop: impl Future<Output = ()>,
+    ) -> Result<Option<Self>, StartError> {
+        let traces = Traces::default();
+        tokio::select! {
+            started = Self::start_leaving(config, routes, traces.clone()) => return started.map(Some),
+            () = stop => {}
+        }
+        traces.clear().await;
+        Ok(None)
+    }
+
+    async fn start_leaving(config: Config, routes: RouteTable, traces: Traces) -> Result<Self, StartError> {
         let began = Instant::now();
         let (grpc, grpc_address) = bind("grpc.listen", config.grpc.listen).await?;
         let (admin, admin_address) = bind("admin.listen", config.admin.listen).await?;
         let connector = Arc::new(Connector::new(&config.kafka)?);
         let reflection = if config.grpc.reflection { Some(Reflection::new(&routes)?) } else { None };
         let routes = Arc::new(routes);
-        let instance = new_instance(&config, &routes)?;
+        let instance = reply_path::new_instance(&config, &routes)?;
         let door = Door::open(&config, &instance, began).await?;
-        let cluster = Arc::new(control_cluster(&config, &connector));
-        open_reply_path(&config, &instance, &cluster, began).await?;
+        let cluster = Arc::new(reply_path::control_cluster(&config, &connector));
+        traces.begin(&instance, &cluster, &config.reply);
+        reply_path::open(&config, &instance, &cluster, began).await?;
+
         let schemas = open_schemas(&config, &routes, began).await?;
 
         let supervisor = Supervisor::new();
@@ -229,9 +277,14 @@ impl Gateway {
         let acceptor = Arc::new(acceptor);
         let lifecycle = watch::Sender::new(Lifecycle::Serving);
         let (alive, shards_alive) = mpsc::channel(1);
+
+        let first_partition = reply_path::first_partition(&config)?;
         let plan = |(shard, seat)| ShardPlan {
             shard,
             seat,
+            reply_partition: first_partition
+                .map(|first| first.saturating_add(i32::try_from(shard).unwrap_or(0))),
+            keep: reply_path::longest_call(&config, &routes),
             config: config.clone(),
             routes: Arc::clone(&routes),
             instance: Arc::clone(&instance),
@@ -249,17 +302,14 @@ impl Gateway {
         let shards = start_shards(plans, &supervisor)?;
         let token = Token::new(config.admin.token_file.clone());
         let page = Admin { instance: Arc::clone(&instance), acceptor: Arc::clone(&acceptor), token };
-        let letters = count_dead_letters(Arc::clone(&instance), Arc::clone(&cluster), Arc::clone(&routes));
-        let refresh = config.kafka.metadata_refresh;
-        let topics = keep_topics_fresh(Arc::clone(&instance), Arc::clone(&cluster), refresh);
-        let mut tasks = door.keep_fresh(&supervisor);
-        tasks.extend([
-            supervisor.spawn("admin", page.serve(admin)),
-            supervisor.spawn("health", health.clone().follow(Arc::clone(&routes), Arc::clone(&instance))),
-            supervisor.spawn("readiness", review(Arc::clone(&instance))),
-            supervisor.spawn("dead letters", letters),
-            supervisor.spawn("topics", topics),
-        ]);
+        let control = Control {
+            config: &config,
+            routes: &routes,
+            instance: &instance,
+            cluster: &cluster,
+            supervisor: &supervisor,
+        };
+        let tasks = control.spawn(door, &health, page, admin);
         let mut gateway = Self {
             grpc: grpc_address,
             admin: admin_address,
@@ -267,6 +317,7 @@ impl Gateway {
             instance,
             cluster,
             drain: config.drain.clone(),
+            routing: config.reply.routing,
             owns_reply_topic: config.reply.instance.is_none(),
             supervisor,
             lifecycle,
@@ -347,12 +398,7 @@ impl Gateway {
                 let _ = shard.join();
             }
         }
-        if self.instance.has_rival() {
-            let topic = self.instance.reply_topic();
-            tracing::warn!(%topic, "another process uses this reply topic; it is left to it");
-        } else {
-            self.remove_reply_topic().await;
-        }
+        reply_path::close(&self.instance, &*self.cluster, self.routing).await;
         if left == 0 { Ok(()) } else { Err(StopError::CallsCut(left)) }
     }
 
@@ -385,20 +431,6 @@ impl Gateway {
         }
     }
 
-    /// Once more when Kafka could not be reached: the connection may have died
-    /// while it was idle, and only the next attempt makes a new one.
-    async fn remove_reply_topic(&self) {
-        let topic = self.instance.reply_topic();
-        let mut removed = self.cluster.delete_topic(topic).await;
-        if let Err(ClusterError::Unreachable(_)) = removed {
-            removed = self.cluster.delete_topic(topic).await;
-        }
-        match removed {
-            Ok(()) => tracing::info!(%topic, "reply topic removed"),
-            Err(error) => tracing::error!(%topic, %error, "reply topic not removed"),
-        }
-    }
-
     async fn await_ready(&self, limit: Duration) -> Result<(), StartError> {
         let mut phase = self.instance.watch_phase();
         let ready = timeout(limit, phase.wait_for(|now| *now == Phase::Ready)).await;
@@ -406,12 +438,14 @@ impl Gateway {
             return Ok(());
         }
         self.lifecycle.send_replace(Lifecycle::Closing);
+        let no_lease = reply_path::explain_no_lease(&self.instance, limit);
         // A topic with a fixed name may be somebody else's too.
-        if self.owns_reply_topic {
-            self.remove_reply_topic().await;
+        if self.owns_reply_topic || self.routing != ReplyRouting::InstanceTopic {
+            reply_path::close(&self.instance, &*self.cluster, self.routing).await;
         }
         let topic = Arc::clone(self.instance.reply_topic());
-        Err(StartError::NotReady { topic, waited: limit, trouble: self.instance.trouble() })
+        let trouble = self.instance.trouble();
+        Err(no_lease.unwrap_or(StartError::NotReady { topic, waited: limit, trouble }))
     }
 
     fn warn_of_missing_topics(&self) {
@@ -426,6 +460,34 @@ impl Gateway {
                 tracing::warn!(%topic, "request topic does not exist yet, or an ACL hides it; its calls are UNAVAILABLE until that changes");
             }
         }
+    }
+}
+
+/// What the tasks of the control thread are about.
+struct Control<'a> {
+    config: &'a Config,
+    routes: &'a Arc<RouteTable>,
+    instance: &'a Arc<Instance>,
+    cluster: &'a Arc<KafkaCluster>,
+    supervisor: &'a Supervisor,
+}
+
+impl Control<'_> {
+    fn spawn(&self, door: Door, health: &Health, page: Admin, listener: TcpListener) -> Vec<Task> {
+        let Self { config, supervisor, .. } = *self;
+        let (routes, instance) = (|| Arc::clone(self.routes), || Arc::clone(self.instance));
+        let cluster = || Arc::clone(self.cluster);
+        let refresh = config.kafka.metadata_refresh;
+        let mut tasks = door.keep_fresh(supervisor);
+        tasks.extend([
+            supervisor.spawn("admin", page.serve(listener)),
+            supervisor.spawn("health", health.clone().follow(routes(), instance())),
+            supervisor.spawn("readiness", review(instance())),
+            supervisor.spawn("dead letters", count_dead_letters(instance(), cluster(), routes())),
+            supervisor.spawn("topics", keep_topics_fresh(instance(), cluster(), refresh)),
+        ]);
+        tasks.extend(janitor(config, self.instance, self.cluster, supervisor));
+        tasks
     }
 }
 
@@ -474,91 +536,6 @@ async fn bind(name: &'static str, address: SocketAddr) -> Result<(TcpListener, S
     Ok((listener, address))
 }
 
-fn new_instance(config: &Config, routes: &RouteTable) -> Result<Arc<Instance>, StartError> {
-    let random = || {
-        let mut bytes = [0; 32];
-        rand::TryRng::try_fill_bytes(&mut rand::rngs::SysRng, &mut bytes)
-            .map_err(|error| StartError::Random(error.to_string()))?;
-        Ok::<_, StartError>(bytes)
-    };
-    let seed = random()?;
-    let tag = u16::from_be_bytes([seed[0], seed[1]]);
-    let name = config.reply.instance.clone().unwrap_or_else(|| instance_name(&seed[2..6]));
-    let topic: Arc<str> = format!("{}.{name}", config.reply.topic_prefix).into();
-    // Calls with a key are waited for beyond their callers, so that they must not
-    // take the places of others.
-    let carried_max = u32::try_from(config.idempotency.keys_max).unwrap_or(u32::MAX);
-    let slots_max = config.limits.in_flight_max.saturating_add(carried_max);
-    let pendings = (0..config.shards)
-        .map(|shard| {
-            let shard = u8::try_from(shard).unwrap_or(u8::MAX);
-            Ok(Pending::new(tag, Minter::new(shard, tag, random()?), slots_max))
-        })
-        .collect::<Result<Vec<_>, StartError>>()?;
-    let heartbeat_age_max =
-        Duration::from_millis(limits::HEARTBEAT_AGE_MAX_MS).max(config.reply.heartbeat_interval * 3);
-    Ok(Instance::new(Parts {
-        name,
-        reply_topic: topic,
-        heartbeat_age_max,
-        pendings,
-        budget: Budget::new(&config.limits, routes),
-        circuit: config.circuit.clone(),
-        idempotency: config.idempotency.clone(),
-    }))
-}
-
-/// The host's name, as far as a topic's name can hold it, and a random part.
-fn instance_name(random: &[u8]) -> String {
-    let host = rustix::system::uname();
-    let host: String = host
-        .nodename()
-        .to_string_lossy()
-        .chars()
-        .map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '-' })
-        .take(60)
-        .collect();
-    let random: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("{host}-{random}")
-}
-
-/// The control thread's own way to Kafka, which waits no longer than the start may take.
-fn control_cluster(config: &Config, connector: &Arc<Connector>) -> KafkaCluster {
-    let mut kafka = config.kafka.clone();
-    kafka.connect_timeout = kafka.connect_timeout.min(config.reply.start_timeout);
-    KafkaCluster::new(&kafka, Arc::clone(connector))
-}
-
-/// Finds the cluster and makes the reply topic, again and again until it works
-/// or the start has taken too long: Kafka may be starting too.
-async fn open_reply_path(
-    config: &Config,
-    instance: &Instance,
-    cluster: &KafkaCluster,
-    began: Instant,
-) -> Result<(), StartError> {
-    let deadline = began + config.reply.start_timeout;
-    let mut backoff = Backoff::default();
-    let mut last = None;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now()) + EXPLAIN_GRACE;
-        let source = match timeout(left, try_open(config, instance, cluster)).await {
-            Ok(Ok(())) => return Ok(()),
-            Ok(Err(error)) => error,
-            // What the attempt before it met says more.
-            Err(_) => last.take().unwrap_or_else(|| ClusterError::Unreachable("no answer".to_owned())),
-        };
-        let refused = matches!(source, ClusterError::Refused(_));
-        let pause = backoff.next_pause();
-        if refused || Instant::now() + pause >= deadline {
-            return Err(StartError::Kafka { servers: config.kafka.bootstrap_servers.join(","), source });
-        }
-        tracing::warn!(error = %source, "Kafka is not ready; trying again");
-        last = Some(source);
-        sleep(pause).await;
-    }
-}
-
 /// Learns the schema ids of all routes that need one, again and again until the
 /// registry answers or the start has taken too long.
 async fn open_schemas(
@@ -582,27 +559,6 @@ async fn open_schemas(
         }
         tracing::warn!(%error, "the schema registry is not ready; trying again");
         sleep(pause).await;
-    }
-}
-
-async fn try_open(config: &Config, instance: &Instance, cluster: &KafkaCluster) -> Result<(), ClusterError> {
-    let topic = instance.reply_topic();
-    let partitions = i32::try_from(config.shards).unwrap_or(1);
-    let created = cluster.create_topic(topic, partitions, config.reply.replication_factor).await;
-    if let Err(ClusterError::Unreachable(_)) = created {
-        return created;
-    }
-    instance.directory.refresh(cluster).await?;
-    match (created, instance.directory.partitions(topic)) {
-        // Left by an earlier life of an instance with a fixed name.
-        (Err(ClusterError::TopicExists(_)), Some(found)) if found < partitions => {
-            Err(ClusterError::Refused(format!(
-                "reply topic {topic} exists with {found} partitions, and {partitions} shards need as many; \
-                 delete it, or set shards = {found}"
-            )))
-        }
-        (Err(ClusterError::TopicExists(_)), _) => Ok(()),
-        (created, _) => created,
     }
 }
 
@@ -640,6 +596,18 @@ async fn review(instance: Arc<Instance>) {
     }
 }
 
+/// Only topics of instances' own can be left behind.
+fn janitor(
+    config: &Config,
+    instance: &Arc<Instance>,
+    cluster: &Arc<KafkaCluster>,
+    supervisor: &Supervisor,
+) -> Option<Task> {
+    let ReplyConfig { routing, topic_prefix, orphan_after, .. } = &config.reply;
+    let janitor = Janitor::new(Arc::clone(instance), Arc::clone(cluster) as _, topic_prefix, *orphan_after);
+    (*routing == ReplyRouting::InstanceTopic).then(|| supervisor.spawn("janitor", janitor.run()))
+}
+
 async fn keep_topics_fresh(instance: Arc<Instance>, cluster: Arc<KafkaCluster>, interval: Duration) {
     instance.directory.keep_fresh(&*cluster, interval).await;
 }
@@ -648,6 +616,8 @@ async fn keep_topics_fresh(instance: Arc<Instance>, cluster: Arc<KafkaCluster>, 
 struct ShardPlan {
     shard: usize,
     seat: Seat,
+    reply_partition: Option<i32>,
+    keep: Duration,
     config: Config,
     routes: Arc<RouteTable>,
     instance: Arc<Instance>,
@@ -679,6 +649,8 @@ impl ShardPlan {
             message_bytes_max: self.config.grpc.message_bytes_max,
             lane_queue_max: self.config.limits.lane_queue_max,
             reply: self.config.reply,
+            reply_partition: self.reply_partition,
+            keep: self.keep,
             custom_dialect: self.routes.custom_dialect().cloned(),
             schemas: self.schemas,
         };

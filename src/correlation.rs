@@ -80,6 +80,21 @@ impl CorrelationId {
     }
 }
 
+/// Whether these bytes are an id of our form that another instance gave out.
+/// Looks at a few bytes only: most of what an instance reads on a topic that it
+/// shares is that.
+pub fn is_foreign(bytes: &[u8], instance: u16) -> bool {
+    match bytes.len() {
+        16 => bytes[6] >> 4 == 8 && bytes[4..6] != instance.to_be_bytes(),
+        36 => {
+            let tag = std::str::from_utf8(&bytes[9..13]).ok();
+            let tag = tag.and_then(|digits| u16::from_str_radix(digits, 16).ok());
+            bytes[14] == b'8' && tag.is_some_and(|tag| tag != instance)
+        }
+        _ => false,
+    }
+}
+
 impl fmt::Display for CorrelationId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         uuid::Uuid::from_u128(self.0).hyphenated().fmt(f)
@@ -134,6 +149,10 @@ mod tests {
             prop_assert_eq!(CorrelationId::parse(&id.to_text()), Some(id));
             prop_assert_eq!(CorrelationId::parse(&id.to_text().to_ascii_uppercase()), Some(id));
 
+            for bytes in [&id.to_bytes()[..], &id.to_text(), &id.to_text().to_ascii_uppercase()] {
+                prop_assert!(!is_foreign(bytes, instance) && is_foreign(bytes, instance.wrapping_add(1)));
+            }
+
             let uuid = uuid::Uuid::from_bytes(id.to_bytes());
             prop_assert_eq!(uuid.get_version_num(), 8);
             prop_assert_eq!(uuid.get_variant(), uuid::Variant::RFC4122);
@@ -143,6 +162,7 @@ mod tests {
         fn garbage_is_no_id(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
             if bytes.len() != 16 && bytes.len() != 36 {
                 prop_assert_eq!(CorrelationId::parse(&bytes), None);
+                prop_assert!(!is_foreign(&bytes, 0));
             }
         }
     }

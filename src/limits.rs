@@ -72,6 +72,31 @@ pub const HEARTBEAT_AGE_MAX_MS: u64 = 15_000;
 pub const START_TIMEOUT_MS: u64 = 30_000;
 /// How often a reply topic is trimmed of what has been read.
 pub const TRIM_INTERVAL_MS: u64 = 10_000;
+/// How long no heartbeat must have come from a reply topic before it is taken
+/// for an orphan.
+pub const ORPHAN_AFTER_MS: u64 = 30_000;
+/// Reply topics with one prefix, and so instances.
+pub const INSTANCES_MAX: usize = 1_000;
+/// The most that `reply.instances_max` may be set to.
+pub const INSTANCES_CEILING: usize = 100_000;
+/// Reply topics that one janitor looks at in one round.
+pub const JANITOR_TOPICS_MAX: usize = 64;
+/// Records of one partition that a janitor reads in one look; where more have
+/// come, somebody is alive.
+pub const JANITOR_RECORDS_MAX: i64 = 1_000;
+/// How long nothing may be heard of the holder of a leased reply partition
+/// before another may claim it.
+pub const LEASE_TTL_MS: u64 = 15_000;
+/// How far from its end a reply partition is read to learn who holds it.
+pub const LEASE_TAIL_RECORDS: i64 = 1_000;
+/// How often one who has no lease looks at the partitions.
+pub const LEASE_POLL_MS: u64 = 250;
+/// How long a claim may take to show up in the log.
+pub const LEASE_CLAIM_TIMEOUT_MS: u64 = 5_000;
+/// Partitions of a leased reply topic that is created.
+pub const LEASED_PARTITIONS: i32 = 32;
+/// Partitions that a reply topic may have.
+pub const REPLY_PARTITIONS_MAX: i32 = 1_000;
 
 /// How long calls in flight may go on after SIGTERM.
 pub const DRAIN_TIMEOUT_MS: u64 = 30_000;

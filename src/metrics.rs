@@ -83,6 +83,21 @@ pub struct Metrics {
     pub idempotent: Family<IdempotentLabels, Counter>,
     /// `antiphon_reader_errors_total`.
     pub reader_errors: Counter,
+    /// `antiphon_reply_topics`: topics with the prefix of reply topics, by the
+    /// last look.
+    pub reply_topics: Gauge,
+    /// `antiphon_orphans_removed_total`: reply topics of dead instances that
+    /// this one has removed.
+    pub orphans_removed: Counter,
+    /// `antiphon_leases_total{kind}`: what became of leases of reply partitions.
+    pub leases: Family<LeaseLabels, Counter>,
+}
+
+/// Labels of `antiphon_leases_total`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct LeaseLabels {
+    /// What happened: claimed, contested, lost or released.
+    pub kind: &'static str,
 }
 
 /// What a lane has to do at the moment.
@@ -141,7 +156,7 @@ pub struct RoleLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ReplyLabels {
     /// What the record was: delivered, part, late, duplicate, refused, foreign,
-    /// heartbeat, request, uncorrelated or undecodable.
+    /// heartbeat, peer-heartbeat, lease, request, uncorrelated or undecodable.
     pub kind: &'static str,
 }
 
@@ -211,6 +226,9 @@ impl Metrics {
             circuit_opened: Counter::default(),
             idempotent: Family::default(),
             reader_errors: Counter::default(),
+            reply_topics: Gauge::default(),
+            orphans_removed: Counter::default(),
+            leases: Family::default(),
         };
         metrics.begin_at_zero();
         metrics.register_histograms();
@@ -231,6 +249,9 @@ impl Metrics {
         }
         for kind in reference::IDEMPOTENT_KINDS {
             drop(self.idempotent.get_or_create(&IdempotentLabels { kind }));
+        }
+        for kind in reference::LEASE_KINDS {
+            drop(self.leases.get_or_create(&LeaseLabels { kind }));
         }
         for role in reference::CONNECTION_ROLES {
             drop(self.kafka_connections.get_or_create(&RoleLabels { role }));
@@ -312,6 +333,9 @@ impl Metrics {
         put(registry, "antiphon_circuit_opened", self.circuit_opened.clone());
         put(registry, "antiphon_idempotent", self.idempotent.clone());
         put(registry, "antiphon_reader_errors", self.reader_errors.clone());
+        put(registry, "antiphon_reply_topics", self.reply_topics.clone());
+        put(registry, "antiphon_orphans_removed", self.orphans_removed.clone());
+        put(registry, "antiphon_leases", self.leases.clone());
     }
 
     /// Shows what the lanes have to do, those with the most first if there are
@@ -338,6 +362,16 @@ impl Metrics {
             DELIVERED => self.delivered.inc(),
             _ => self.replies.get_or_create(&ReplyLabels { kind }).inc(),
         };
+    }
+
+    /// One more lease of which this became.
+    pub fn count_lease(&self, kind: &'static str) {
+        self.leases.get_or_create(&LeaseLabels { kind }).inc();
+    }
+
+    /// How many leases of which this became there have been.
+    pub fn leases_of(&self, kind: &'static str) -> u64 {
+        self.leases.get_or_create(&LeaseLabels { kind }).get()
     }
 
     /// How many records of this kind there have been.

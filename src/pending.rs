@@ -195,6 +195,18 @@ impl Pending {
         Ok(Ticket { pending: Arc::clone(self), id, ended: Ended::GivenUp })
     }
 
+    /// The ids of calls that hold a place.
+    pub fn ids(&self) -> Vec<CorrelationId> {
+        let slots = self.lock();
+        let live = slots.all.iter().filter(|slot| !matches!(slot.state, State::Free { .. }));
+        live.map(|slot| slot.id).collect()
+    }
+
+    /// Which instance the ids name.
+    pub const fn instance(&self) -> u16 {
+        self.instance
+    }
+
     /// Calls that hold a place.
     pub fn in_flight(&self) -> usize {
         let slots = self.lock();

@@ -205,6 +205,10 @@ spelled! {
     ReplyRouting {
         /// A reply topic of this instance's own.
         InstanceTopic = "instance-topic",
+        /// A partition of a shared reply topic, leased.
+        Partition = "partition",
+        /// Every instance reads all of one reply topic.
+        Shared = "shared",
     }
 }
 

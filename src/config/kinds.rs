@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::raw::{FromRaw, Raw, integer_of, items_of, text_of, wrong};
 use crate::access::Rule;
+use crate::exchange::config::Ordinal;
 use crate::limits;
 use crate::route::{DURATION_HINT, Mistake, did_you_mean, parse_duration, show_duration};
 use crate::terms::UnknownTerm;
@@ -199,6 +200,24 @@ fn origin(raw: &Raw) -> Result<String, Mistake> {
         _ => {
             let hint = "an origin is https://HOST or http://HOST, with :PORT where needed, in lower case, without a path; or *";
             Err(wrong(raw, format!("{text:?} is no web origin")).hint(hint))
+        }
+    }
+}
+
+/// `reply.ordinal`: a number or `hostname`.
+pub(super) struct OrdinalWord(pub(super) Ordinal);
+
+impl FromRaw for OrdinalWord {
+    const EXPECTED: &'static str = "a number or \"hostname\"";
+
+    fn from_raw(raw: &Raw) -> Result<Self, Mistake> {
+        if let Some(number) = integer_of(raw) {
+            let number = u32::try_from(number).map_err(|_| wrong(raw, format!("{number} is no ordinal")))?;
+            return Ok(Self(Ordinal::Number(number)));
+        }
+        match text_of::<Self>(raw)? {
+            "hostname" => Ok(Self(Ordinal::Hostname)),
+            other => Err(wrong(raw, format!("expected {}, found {other:?}", Self::EXPECTED))),
         }
     }
 }

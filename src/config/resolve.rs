@@ -10,8 +10,8 @@ use super::Config;
 use super::layers::Layers;
 use super::raw::{Found, Paths, Place};
 use super::sections::{
-    Admin, Circuit, CustomDialect, Drain, Grpc, Idempotency, Kafka, Limits, Log, Proto, Reply, Sasl,
-    SchemaRegistry, Tls, Top,
+    Admin, Circuit, CustomDialect, Drain, Grpc, Idempotency, Kafka, Limits, Log, Proto, Sasl, SchemaRegistry,
+    Tls, Top,
 };
 use crate::admin::config as admin;
 use crate::app::{self, DrainConfig};
@@ -21,9 +21,9 @@ use crate::kafka::config::{self as kafka, SaslConfig, SaslMechanism, Secret, Tls
 use crate::limits;
 use crate::message::{self, dialect::Custom};
 use crate::registry::config as registry;
-use crate::route::{Mistakes, Sources, TOPIC_HINT, check_topic, show_duration};
+use crate::route::{Mistakes, Sources};
 use crate::telemetry::config as telemetry;
-use crate::terms::{CorrelationForm, PartitionForm};
+use crate::terms::{CorrelationForm, PartitionForm, ReplyRouting};
 use crate::web_client::parse_url;
 
 /// What came of the settings, mistakes or not.
@@ -44,7 +44,7 @@ pub(super) fn resolve(layers: Layers, mistakes: &mut Mistakes) -> Resolved {
     let shards = judge.shards(&limits);
     let admin = judge.admin();
     let kafka = judge.kafka();
-    let reply = judge.reply();
+    let reply = judge.reply(shards);
     let circuit = judge.circuit();
     let idempotency = judge.idempotency();
     let drain = judge.drain();
@@ -61,6 +61,7 @@ pub(super) fn resolve(layers: Layers, mistakes: &mut Mistakes) -> Resolved {
         services: layers.services,
         methods: layers.methods,
         schema_registry: has_registry,
+        reply_partition: reply.routing == ReplyRouting::Partition,
         ..sources
     };
     let gateway = app::Config {
@@ -308,64 +309,6 @@ impl Judge<'_> {
         }
     }
 
-    fn reply(&mut self) -> exchange::ReplyConfig {
-        let part = Reply::read(self.layers, self.mistakes);
-        let default = exchange::ReplyConfig::default();
-        self.check_reply(&part);
-        exchange::ReplyConfig {
-            routing: value(part.routing, |routing| routing.0, default.routing),
-            topic_prefix: value(part.topic_prefix, |prefix| prefix, default.topic_prefix),
-            instance: part.instance.map(|found| found.value),
-            replication_factor: self.replication_factor(part.replication_factor, default.replication_factor),
-            fetch_wait: value(part.fetch_wait, |t| t.0, default.fetch_wait),
-            heartbeat_interval: value(part.heartbeat_interval, |t| t.0, default.heartbeat_interval),
-            start_timeout: value(part.start_timeout, |t| t.0, default.start_timeout),
-        }
-    }
-
-    fn check_reply(&mut self, part: &Reply) {
-        if let Some(found) = &part.topic_prefix {
-            let longest = limits::TOPIC_NAME_CHARS_MAX - 1 - limits::INSTANCE_CHARS_MAX;
-            if let Err(error) = check_topic(&found.value) {
-                self.mistakes.push(found.place.mistake(error.to_string()).hint(TOPIC_HINT));
-            } else if found.value.len() > longest {
-                let what =
-                    format!("must be at most {longest} characters, to leave room for the instance's name");
-                self.mistakes.push(found.place.mistake(what));
-            }
-        }
-        if let Some(found) = &part.instance {
-            let allowed = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
-            let most = limits::INSTANCE_CHARS_MAX;
-            if !(1..=most).contains(&found.value.len()) || !found.value.chars().all(allowed) {
-                let what = format!("{:?} can't name an instance", found.value);
-                let hint = format!("1 to {most} of a-z, A-Z, 0-9, '_' and '-'");
-                self.mistakes.push(found.place.mistake(what).hint(hint));
-            }
-        }
-        let heartbeat_age_max = Duration::from_millis(limits::HEARTBEAT_AGE_MAX_MS);
-        if let Some(found) =
-            part.heartbeat_interval.as_ref().filter(|found| found.value.0 >= heartbeat_age_max)
-        {
-            let most = show_duration(heartbeat_age_max);
-            let what = format!("must be shorter than {most}, the age at which a heartbeat counts as lost");
-            self.mistakes.push(found.place.mistake(what));
-        }
-    }
-
-    fn replication_factor(&mut self, found: Option<Found<i64>>, default: i16) -> i16 {
-        let Some(found) = found else { return default };
-        match i16::try_from(found.value) {
-            Ok(factor) if factor == -1 || factor >= 1 => factor,
-            _ => {
-                let what = format!("{} is not a replication factor", found.value);
-                let hint = "1 or more, or -1 for the cluster's own";
-                self.mistakes.push(found.place.mistake(what).hint(hint));
-                default
-            }
-        }
-    }
-
     fn circuit(&mut self) -> exchange::CircuitConfig {
         let part = Circuit::read(self.layers, self.mistakes);
         let default = exchange::CircuitConfig::default();
@@ -555,7 +498,7 @@ impl Judge<'_> {
     }
 
     /// A whole number between bounds.
-    fn within<T>(&mut self, found: Option<Found<i64>>, least: T, most: T, default: T) -> T
+    pub(super) fn within<T>(&mut self, found: Option<Found<i64>>, least: T, most: T, default: T) -> T
     where
         T: TryFrom<i64> + PartialOrd + std::fmt::Display,
     {
@@ -572,7 +515,7 @@ impl Judge<'_> {
 }
 
 impl<T> Found<T> {
-    fn map<U>(self, change: impl FnOnce(T) -> U) -> Found<U> {
+    pub(super) fn map<U>(self, change: impl FnOnce(T) -> U) -> Found<U> {
         Found { value: change(self.value), place: self.place }
     }
 }

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use super::kinds::{
-    Bytes, Listen, LogFormat, Mechanism, MetadataNames, Origins, Pause, Rules, Servers, Time,
+    Bytes, Listen, LogFormat, Mechanism, MetadataNames, OrdinalWord, Origins, Pause, Rules, Servers, Time,
 };
 use super::layers::Layers;
 use super::raw::{Found, FromRaw, Paths, Term};
@@ -215,8 +215,32 @@ sections! {
 
     /// How replies come back.
     Reply in "reply" {
-        /// How replies find the instance that waits for them: instance-topic.
+        /// How replies find the instance that waits for them: instance-topic,
+        /// partition or shared.
         routing: Term<ReplyRouting> = "instance-topic",
+        /// The reply topic that instances share; for partition and shared
+        /// routing, which need it. Created where it is missing.
+        topic: String = "",
+        /// Partitions of a reply topic that is created; at least one per shard.
+        /// Default: one per shard; 32 for partition routing.
+        partitions: i64 = "",
+        /// For partition routing, instead of leases: a number, or hostname for
+        /// the one that ends the host's name. Shard s of process o has partition
+        /// o * shards + s.
+        ordinal: OrdinalWord = "",
+        /// How long nothing may be heard of the holder of a leased partition
+        /// before another may claim it.
+        lease_ttl: Time = "15s",
+        /// How long what was read stays on a shared reply topic with partition
+        /// routing; not less than any instance's calls may take. Default: the
+        /// longest that a call may take.
+        keep: Time = "",
+        /// How long no heartbeat must have come from another instance's reply
+        /// topic before it is removed.
+        orphan_after: Time = "30s",
+        /// Reply topics with this prefix, this instance's included; a start
+        /// beyond that is refused.
+        instances_max: i64 = "1000",
         /// The reply topic is `<prefix>.<instance>`.
         topic_prefix: String = "antiphon.reply",
         /// Names this process; 1 to 100 of a-z, A-Z, 0-9, '_' and '-'.

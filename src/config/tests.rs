@@ -291,6 +291,21 @@ timeout = "10s"
 }
 
 #[test]
+fn what_routes_can_not_do_with_a_reply_routing_is_a_mistake() {
+    let method = "[proto]\nfiles = [\"p/x/v1/x.proto\"]\n[method.\"x.v1.S/C\"]\ndialect = \"faststream\"\n";
+    let reply = "[reply]\nrouting = \"partition\"\ntopic = \"replies\"\n";
+    let folder = Folder::new(&format!("{method}{reply}"));
+    let mistakes = load_with_routes_from(&folder.flags(), &[]).map(drop).unwrap_err();
+    let shown = folder.shown(&mistakes);
+    assert!(
+        shown.starts_with("a.toml:4:11: dialect: requests of x.v1.S/C can't name the partition"),
+        "{shown}"
+    );
+    let folder = Folder::new(&format!("{method}{}", reply.replace("\"partition", "\"shared")));
+    assert!(load_with_routes_from(&folder.flags(), &[]).is_ok());
+}
+
+#[test]
 fn wrong_files_are_shown_where_they_are_wrong() {
     for (toml, expected) in wrong::FILES {
         let folder = Folder::new(toml);

@@ -30,11 +30,42 @@ impl Default for LimitsConfig {
     }
 }
 
+/// Which number a process has among its like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ordinal {
+    /// This one.
+    Number(u32),
+    /// The one that ends the host's name, as in a StatefulSet's pods.
+    Hostname,
+}
+
 /// How replies come back. TOML section `[reply]`.
 #[derive(Debug, Clone)]
 pub struct ReplyConfig {
     /// `routing` (`ANTIPHON_REPLY_ROUTING`). Default: `instance-topic`.
     pub routing: ReplyRouting,
+    /// `topic` (`ANTIPHON_REPLY_TOPIC`): the reply topic that instances share;
+    /// for `partition` and `shared` routing. Default: none.
+    pub topic: Option<String>,
+    /// `partitions` (`ANTIPHON_REPLY_PARTITIONS`): of a reply topic that is
+    /// created. Default: one a shard; 32 for `partition` routing.
+    pub partitions: Option<i32>,
+    /// `ordinal` (`ANTIPHON_REPLY_ORDINAL`): instead of a lease: shard s of
+    /// process o has partition o × shards + s. Default: none.
+    pub ordinal: Option<Ordinal>,
+    /// `lease_ttl` (`ANTIPHON_REPLY_LEASE_TTL`): how long nothing may be heard
+    /// of a partition's holder before another may claim it. Default: 15s.
+    pub lease_ttl: Duration,
+    /// `keep` (`ANTIPHON_REPLY_KEEP`): how long what was read stays on a leased
+    /// partition. Default: the longest that a call may take.
+    pub keep: Option<Duration>,
+    /// `orphan_after` (`ANTIPHON_REPLY_ORPHAN_AFTER`): how long no heartbeat
+    /// must have come from an instance's reply topic before it is removed.
+    /// Default: 30s.
+    pub orphan_after: Duration,
+    /// `instances_max` (`ANTIPHON_REPLY_INSTANCES_MAX`): reply topics with this
+    /// prefix, this instance's included. Default: 1,000.
+    pub instances_max: usize,
     /// `topic_prefix` (`ANTIPHON_REPLY_TOPIC_PREFIX`): the reply topic is
     /// `<prefix>.<instance>`. Default: `antiphon.reply`.
     pub topic_prefix: String,
@@ -60,6 +91,13 @@ impl Default for ReplyConfig {
     fn default() -> Self {
         Self {
             routing: ReplyRouting::InstanceTopic,
+            topic: None,
+            partitions: None,
+            ordinal: None,
+            lease_ttl: Duration::from_millis(limits::LEASE_TTL_MS),
+            keep: None,
+            orphan_after: Duration::from_millis(limits::ORPHAN_AFTER_MS),
+            instances_max: limits::INSTANCES_MAX,
             topic_prefix: "antiphon.reply".to_owned(),
             instance: None,
             replication_factor: -1,

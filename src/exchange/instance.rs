@@ -1,7 +1,7 @@
 //! What the shards of one process have in common.
 
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -13,6 +13,8 @@ use super::circuit::Circuits;
 use super::config::{CircuitConfig, IdempotencyConfig};
 use super::idempotency::KeyStore;
 use super::lanes::Lanes;
+use super::lessee::Leases;
+use super::place::Place;
 use super::topics::TopicDirectory;
 use crate::metrics::{Metrics, ReplyPartition};
 use crate::pending::Pending;
@@ -35,6 +37,8 @@ pub enum Phase {
 pub struct Instance {
     name: String,
     reply_topic: Arc<str>,
+    /// How many partitions the reply topic has.
+    reply_partitions: AtomicI32,
     heartbeat_age_max: Duration,
     started: Instant,
     /// Tells this life of an instance from others with the same name.
@@ -58,6 +62,8 @@ pub struct Instance {
     pub(super) keys: KeyStore,
     /// Dead letters whose replies may still come.
     pub(super) dead_letters: Remembered,
+    /// Partitions of a shared reply topic that this instance holds.
+    pub(super) leases: Leases,
     /// Records that are being written and no call waits for.
     aftermath: Arc<AtomicUsize>,
 }
@@ -98,15 +104,59 @@ pub struct Parts {
 pub struct ShardState {
     /// Its waiting calls; other shards hand replies over that came to them.
     pub pending: Arc<Pending>,
-    /// Its reader stands where the next reply will be.
-    positioned: AtomicBool,
-    /// When the newest heartbeat that came back was written; milliseconds since
-    /// the start, plus 1.
-    heartbeat_ms: AtomicU64,
-    /// Everything before it has been read.
-    next_offset: AtomicI64,
+    /// The partition that new requests name; `NO_SEAT` or `NO_NAME`.
+    seat: AtomicI32,
+    /// The partitions that it reads; all must be in order.
+    places: Mutex<Vec<Arc<Place>>>,
     /// Its lanes, which end with its exchange.
     lanes: OnceLock<Weak<Lanes>>,
+}
+
+/// There is no partition to which replies could come: no calls are let in.
+const NO_SEAT: i32 = -2;
+/// Replies may come to any partition.
+const NO_NAME: i32 = -1;
+
+impl ShardState {
+    fn new(pending: Arc<Pending>) -> Self {
+        Self { pending, seat: AtomicI32::new(NO_SEAT), places: Mutex::default(), lanes: OnceLock::new() }
+    }
+
+    /// Whether calls may be let in, as far as replies are concerned.
+    pub(super) fn is_seated(&self) -> bool {
+        self.seat.load(Ordering::Acquire) != NO_SEAT
+    }
+
+    /// The partition for requests to name, where they should name one.
+    pub(super) fn named_partition(&self) -> Option<i32> {
+        Some(self.seat.load(Ordering::Acquire)).filter(|partition| *partition >= 0)
+    }
+
+    /// From now on requests name this partition, or none.
+    pub(super) fn sit(&self, partition: Option<i32>) {
+        self.seat.store(partition.unwrap_or(NO_NAME), Ordering::Release);
+    }
+
+    /// No calls are let in any more.
+    pub(super) fn stand_up(&self) {
+        self.seat.store(NO_SEAT, Ordering::Release);
+    }
+
+    /// One more partition to be read.
+    pub(super) fn add_place(&self, partition: i32) -> Arc<Place> {
+        let place = Arc::new(Place::new(partition));
+        self.lock().push(Arc::clone(&place));
+        place
+    }
+
+    /// It is still read, perhaps, but readiness does not depend on it.
+    pub(super) fn remove_place(&self, place: &Arc<Place>) {
+        self.lock().retain(|other| !Arc::ptr_eq(other, place));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Place>>> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Instance {
@@ -114,19 +164,11 @@ impl Instance {
     /// `pendings`.
     pub fn new(parts: Parts) -> Arc<Self> {
         let Parts { name, reply_topic, heartbeat_age_max, pendings, budget, circuit, idempotency } = parts;
-        let shards = pendings
-            .into_iter()
-            .map(|pending| ShardState {
-                pending,
-                positioned: AtomicBool::new(false),
-                heartbeat_ms: AtomicU64::new(0),
-                next_offset: AtomicI64::new(0),
-                lanes: OnceLock::new(),
-            })
-            .collect();
+        let shards: Vec<_> = pendings.into_iter().map(ShardState::new).collect();
         Arc::new(Self {
             name,
             reply_topic,
+            reply_partitions: AtomicI32::new(i32::try_from(shards.len()).unwrap_or(1)),
             heartbeat_age_max,
             started: Instant::now(),
             life: fastrand::u64(..),
@@ -141,6 +183,7 @@ impl Instance {
             circuits: Circuits::new(circuit),
             keys: KeyStore::new(idempotency),
             dead_letters: Remembered::default(),
+            leases: Leases::default(),
             aftermath: Arc::default(),
         })
     }
@@ -153,6 +196,16 @@ impl Instance {
     /// Where replies for this instance go.
     pub fn reply_topic(&self) -> &Arc<str> {
         &self.reply_topic
+    }
+
+    /// How many partitions the reply topic has. Unless it was set, one a shard.
+    pub fn reply_partitions(&self) -> i32 {
+        self.reply_partitions.load(Ordering::Acquire)
+    }
+
+    /// Notes how many partitions the reply topic turned out to have.
+    pub fn set_reply_partitions(&self, partitions: i32) {
+        self.reply_partitions.store(partitions, Ordering::Release);
     }
 
     /// The shards, by number.
@@ -178,15 +231,17 @@ impl Instance {
         metrics.calls_in_flight.set(number(self.pending_calls() as u64));
         metrics.bytes_held.set(number(self.budget.bytes()));
         let mut loads = Vec::new();
-        for (shard, state) in self.shards.iter().enumerate() {
-            let labels = ReplyPartition {
-                messaging_destination_partition_id: i32::try_from(shard).unwrap_or(i32::MAX),
-            };
-            let age = match state.heartbeat_ms.load(Ordering::Acquire) {
-                0 => -1.0,
-                beat => self.now_ms().saturating_sub(beat) as f64 / 1e3,
-            };
-            metrics.heartbeat_age.get_or_create(&labels).set(age);
+        // Places come and go with leases.
+        metrics.heartbeat_age.clear();
+        for state in &self.shards {
+            for place in state.lock().iter() {
+                let labels = ReplyPartition { messaging_destination_partition_id: place.partition() };
+                let age = match place.heartbeat_ms() {
+                    0 => -1.0,
+                    beat => self.now_ms().saturating_sub(beat) as f64 / 1e3,
+                };
+                metrics.heartbeat_age.get_or_create(&labels).set(age);
+            }
             loads.extend(
                 state.lanes.get().and_then(Weak::upgrade).map(|lanes| lanes.loads()).unwrap_or_default(),
             );
@@ -241,11 +296,13 @@ impl Instance {
     }
 
     fn is_healthy(&self, shard: &ShardState) -> bool {
-        let beat = shard.heartbeat_ms.load(Ordering::Acquire);
-        let age = self.now_ms().saturating_sub(beat);
-        shard.positioned.load(Ordering::Acquire)
-            && beat > 0
-            && u128::from(age) <= self.heartbeat_age_max.as_millis()
+        let now = self.now_ms();
+        let alive = |place: &Arc<Place>| {
+            let beat = place.heartbeat_ms();
+            let age = now.saturating_sub(beat);
+            place.is_positioned() && beat > 0 && u128::from(age) <= self.heartbeat_age_max.as_millis()
+        };
+        shard.is_seated() && shard.lock().iter().all(alive)
     }
 
     fn set_phase(&self, phase: Phase) {
@@ -257,18 +314,18 @@ impl Instance {
         }
     }
 
-    fn now_ms(&self) -> u64 {
+    pub(super) fn now_ms(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1)
     }
 
-    /// The reader of `shard` stands, or stands no more, where it can read the
-    /// next reply.
-    pub(super) fn set_positioned(&self, shard: usize, positioned: bool) {
-        self.shards[shard].positioned.store(positioned, Ordering::Release);
+    /// What correlation ids of this instance have in common.
+    pub(super) fn tag(&self) -> u16 {
+        self.shards.first().map_or(0, |shard| shard.pending.instance())
     }
 
-    pub(super) fn is_positioned(&self, shard: usize) -> bool {
-        self.shards[shard].positioned.load(Ordering::Acquire)
+    /// Tells this life from others, in heartbeats and leases.
+    pub(super) const fn life(&self) -> u64 {
+        self.life
     }
 
     /// What a heartbeat says: whose it is, and when it was written.
@@ -276,26 +333,17 @@ impl Instance {
         format!("{:016x} {}", self.life, self.now_ms())
     }
 
-    /// A heartbeat has come back: not when it was read counts, but when it was
-    /// written, since a reader that lags reads old ones. `false`: it is that of
-    /// another life of an instance with this name.
-    pub(super) fn heartbeat_seen(&self, shard: usize, beat: &[u8]) -> bool {
-        let written = std::str::from_utf8(beat).ok().and_then(|text| {
-            let (life, written_ms) = text.split_once(' ')?;
-            let ours = u64::from_str_radix(life, 16).ok()? == self.life;
-            ours.then(|| written_ms.parse().ok()).flatten()
-        });
-        match written {
-            Some(written_ms) => {
-                self.shards[shard].heartbeat_ms.fetch_max(written_ms, Ordering::AcqRel);
-                self.set_trouble(None);
-                true
-            }
-            None => {
-                self.rival_ms.store(self.now_ms(), Ordering::Release);
-                false
-            }
-        }
+    /// When one of our heartbeats was written; `None` for that of another life.
+    /// Not when it was read counts: a reader that lags reads old ones.
+    pub(super) fn own_heartbeat(&self, beat: &[u8]) -> Option<u64> {
+        let (life, written_ms) = std::str::from_utf8(beat).ok()?.split_once(' ')?;
+        let ours = u64::from_str_radix(life, 16).ok()? == self.life;
+        ours.then(|| written_ms.parse().ok()).flatten()
+    }
+
+    /// Another process has written a heartbeat where only ours should be.
+    pub(super) fn rival_seen(&self) {
+        self.rival_ms.store(self.now_ms(), Ordering::Release);
     }
 
     /// What stands in the way of the reply path, as far as it is known.
@@ -316,18 +364,5 @@ impl Instance {
         let seen = self.rival_ms.load(Ordering::Acquire);
         let age = self.now_ms().saturating_sub(seen);
         seen > 0 && u128::from(age) <= self.heartbeat_age_max.as_millis()
-    }
-
-    /// Whether a heartbeat has ever come back.
-    pub(super) fn has_heartbeat(&self, shard: usize) -> bool {
-        self.shards[shard].heartbeat_ms.load(Ordering::Acquire) > 0
-    }
-
-    pub(super) fn set_next_offset(&self, shard: usize, offset: i64) {
-        self.shards[shard].next_offset.store(offset, Ordering::Release);
-    }
-
-    pub(super) fn next_offset(&self, shard: usize) -> i64 {
-        self.shards[shard].next_offset.load(Ordering::Acquire)
     }
 }

@@ -13,9 +13,14 @@ mod flight;
 mod heartbeat;
 mod idempotency;
 mod instance;
+mod janitor;
 mod lane;
 mod lanes;
+mod lease;
+mod lessee;
 mod load;
+mod orphans;
+mod place;
 mod replies;
 mod schemas;
 mod stream;
@@ -32,7 +37,7 @@ use crate::metrics::{Histogram, Metrics};
 use crate::pending::{Pending, Ticket, WaitFor};
 use crate::route::{Idempotency, Partitioning, Route};
 use crate::supervisor::{Supervisor, Task};
-use crate::terms::{Compression, Mode};
+use crate::terms::{Compression, Mode, ReplyRouting};
 use crate::transport::{Cluster, HeaderName};
 use aftermath::Scribe;
 use budget::{BytesHeld, Permit};
@@ -40,14 +45,16 @@ use bytes::Bytes;
 use circuit::{Ending, Pass};
 use config::ReplyConfig;
 use flight::{Collecting, Flight};
-use heartbeat::Heart;
+use heartbeat::{Heart, Trim};
 use lane::{Owner, Parcel};
 use lanes::{LaneFull, Lanes};
+use lessee::Lessee;
 use load::Waiting;
-use replies::{Recreate, ReplyReader};
+use replies::{Company, Reading, Recreate, ReplyReader};
 
 pub use failure::{Failure, Outcome, Repeat, Tally, Trace, Why};
 pub use instance::{Instance, Parts, Phase, ShardState};
+pub use janitor::Janitor;
 pub use schemas::{PrepareError, Schemas};
 pub use stream::{Item, ReplyStream};
 pub use topics::TopicDirectory;
@@ -105,12 +112,12 @@ pub struct Exchange {
     instance: Arc<Instance>,
     pending: Arc<Pending>,
     lanes: Arc<Lanes>,
-    reply_to: ReplyAddress,
+    reply_topic: Bytes,
     settings: Settings,
     /// By `Route::index`: where the waits for replies are counted.
     reply_waits: Box<[OnceLock<Arc<Histogram>>]>,
-    /// Reader and heart; dropped, and so ended, with the exchange.
-    _tasks: [Task; 2],
+    /// Readers and hearts; dropped, and so ended, with the exchange.
+    _tasks: Vec<Task>,
 }
 
 /// What an exchange needs besides its instance.
@@ -124,6 +131,11 @@ pub struct Settings {
     pub lane_queue_max: usize,
     /// How replies come back.
     pub reply: ReplyConfig,
+    /// The partition of a shared reply topic that this shard has without a
+    /// lease.
+    pub reply_partition: Option<i32>,
+    /// How long what was read stays on a reply topic that others read, too.
+    pub keep: Duration,
     /// Header names of the dialect `custom`, where there is one.
     pub custom_dialect: Option<Arc<Custom>>,
     /// Schemas of replies, where there is a registry.
@@ -140,14 +152,6 @@ impl Exchange {
         supervisor: &Supervisor,
         settings: Settings,
     ) -> Self {
-        let partition = i32::try_from(shard).unwrap_or_default();
-        let heart = Heart {
-            shard,
-            partition,
-            instance: Arc::clone(&instance),
-            cluster: Arc::clone(&cluster),
-            interval: settings.reply.heartbeat_interval,
-        };
         let pending = Arc::clone(&instance.shards()[shard].pending);
         let lanes = Arc::new(Lanes {
             cluster: Arc::clone(&cluster),
@@ -158,31 +162,28 @@ impl Exchange {
             queue_max: settings.lane_queue_max,
             open: Mutex::new(HashMap::new()),
         });
-        let reader = ReplyReader {
+        let reading = Reading {
             shard,
-            partition,
             instance: Arc::clone(&instance),
             scribe: Scribe { instance: Arc::clone(&instance), lanes: Arc::clone(&lanes) },
             cluster,
             fetch_wait: settings.reply.fetch_wait,
             recreate: Recreate {
-                partitions: i32::try_from(instance.shards().len()).unwrap_or(1),
+                partitions: instance.reply_partitions(),
                 replication_factor: settings.reply.replication_factor,
             },
             custom: settings.custom_dialect.clone(),
+            company: match settings.reply.routing {
+                ReplyRouting::InstanceTopic => Company::Namesakes,
+                ReplyRouting::Partition if settings.reply_partition.is_some() => Company::Rivals,
+                ReplyRouting::Partition | ReplyRouting::Shared => Company::Peers,
+            },
         };
         instance.show_lanes_of(shard, &lanes);
-        let topic = Bytes::copy_from_slice(instance.reply_topic().as_bytes());
-        Self {
-            shard,
-            pending,
-            lanes,
-            reply_to: ReplyAddress { topic, partition: Some(partition) },
-            settings,
-            reply_waits: (0..instance.budget.routes()).map(|_| OnceLock::new()).collect(),
-            _tasks: [supervisor.spawn("reply reader", reader.run()), supervisor.spawn("heart", heart.run())],
-            instance,
-        }
+        let tasks = start_reading(reading, &settings, supervisor);
+        let reply_topic = Bytes::copy_from_slice(instance.reply_topic().as_bytes());
+        let reply_waits = (0..instance.budget.routes()).map(|_| OnceLock::new()).collect();
+        Self { shard, pending, lanes, reply_topic, settings, reply_waits, _tasks: tasks, instance }
     }
 
     /// What the shards share.
@@ -297,6 +298,10 @@ impl Exchange {
     }
 
     fn register(&self, route: &Route, collecting: Option<&Collecting>) -> Result<Ticket, Why> {
+        // The shard's lease may have been lost since the call was let in.
+        if !self.instance.shards()[self.shard].is_seated() {
+            return Err(Why::NotReady);
+        }
         let ticket = match (route.mode, collecting) {
             (_, Some(collecting)) => self.pending.register_for(collecting.replies()),
             (Mode::RequestReply, None) => self.pending.register(WaitFor::Reply),
@@ -317,11 +322,13 @@ impl Exchange {
         ticket: &Ticket,
         held: Arc<BytesHeld>,
     ) -> Parcel {
+        let partition = self.instance.shards()[self.shard].named_partition();
+        let reply_to = ReplyAddress { topic: self.reply_topic.clone(), partition };
         let parts = RequestParts {
             dialect: &route.dialect,
             method: Bytes::copy_from_slice(route.path.as_bytes()),
             id: ticket.id(),
-            reply_to: (route.mode == Mode::RequestReply).then_some(&self.reply_to),
+            reply_to: (route.mode == Mode::RequestReply).then_some(&reply_to),
             deadline: request.deadline,
             key,
             value: request.message,
@@ -387,6 +394,57 @@ impl Exchange {
     }
 
     fn reply_partition(&self) -> i32 {
-        self.reply_to.partition.unwrap_or_default()
+        self.instance.shards()[self.shard].named_partition().unwrap_or_default()
     }
+}
+
+/// Starts to read what comes to this shard.
+fn start_reading(reading: Reading, settings: &Settings, supervisor: &Supervisor) -> Vec<Task> {
+    let reply = &settings.reply;
+    let state = &reading.instance.shards()[reading.shard];
+    if reply.routing == ReplyRouting::Partition && settings.reply_partition.is_none() {
+        let lessee = Lessee {
+            reading,
+            supervisor: supervisor.clone(),
+            interval: reply.heartbeat_interval,
+            ttl: reply.lease_ttl,
+            keep: settings.keep,
+        };
+        return vec![supervisor.spawn("lessee", lessee.run())];
+    }
+    let first = i32::try_from(reading.shard).unwrap_or_default();
+    let partitions: Vec<i32> = match settings.reply_partition {
+        Some(partition) => vec![partition],
+        None => {
+            (first..reading.instance.reply_partitions()).step_by(reading.instance.shards().len()).collect()
+        }
+    };
+    let trim = match reply.routing {
+        ReplyRouting::InstanceTopic => Trim::Read,
+        ReplyRouting::Partition => Trim::After(settings.keep),
+        ReplyRouting::Shared => Trim::Never,
+    };
+    // Where all is read by all, the instances choose for themselves, so that
+    // they do not all choose the first.
+    let named = match reply.routing {
+        ReplyRouting::Shared => fastrand::choice(&partitions).copied(),
+        ReplyRouting::InstanceTopic | ReplyRouting::Partition => partitions.first().copied(),
+    };
+    let mut tasks = Vec::new();
+    for partition in &partitions {
+        let place = state.add_place(*partition);
+        let heart = Heart {
+            place: Arc::clone(&place),
+            instance: Arc::clone(&reading.instance),
+            cluster: Arc::clone(&reading.cluster),
+            interval: reply.heartbeat_interval,
+            trim,
+            lease: None,
+        };
+        let reader = ReplyReader { reading: reading.clone(), place, from: None, tenancy: None };
+        tasks.push(supervisor.spawn("reply reader", reader.run()));
+        tasks.push(supervisor.spawn("heart", heart.run()));
+    }
+    state.sit(named);
+    tasks
 }

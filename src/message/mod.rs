@@ -54,6 +54,8 @@ pub const TRACESTATE: &str = "tracestate";
 pub const CANCEL: &str = "antiphon-cancel";
 /// Header of a heartbeat in a reply topic: name of the instance.
 pub const HEARTBEAT: &str = "antiphon-heartbeat";
+/// Header of a lease record in a shared reply topic: who wrote it, for people.
+pub const LEASE: &str = "antiphon-lease";
 /// Header of a request that was sent again from a dead-letter topic: how many
 /// times by now.
 pub const REPLAY: &str = "antiphon-replay";

@@ -132,8 +132,15 @@ fn add_service(
         let layers = Layers(vec![overlay.map_or(&nothing, overlay_settings), outer, &own, &inner]);
         let origin = options::origin_of_method(&method, &opened.texts);
         let custom = sources.custom_dialect.as_ref();
-        let mut judge =
-            Judge { layers, origin, method: &method, custom, registry: sources.schema_registry, mistakes };
+        let mut judge = Judge {
+            layers,
+            origin,
+            method: &method,
+            custom,
+            registry: sources.schema_registry,
+            reply_partition: sources.reply_partition,
+            mistakes,
+        };
         let route = Arc::new(judge.route(table.routes.len(), Arc::clone(&path)));
         table.entries.insert(path, Entry::Route(Arc::clone(&route)));
         table.routes.push(route);
@@ -152,6 +159,7 @@ pub(super) struct Judge<'a> {
     pub(super) method: &'a MethodDescriptor,
     custom: Option<&'a Arc<Custom>>,
     registry: bool,
+    reply_partition: bool,
     pub(super) mistakes: &'a mut Mistakes,
 }
 
@@ -164,8 +172,8 @@ impl<'a> Judge<'a> {
         let key = self.key(&input);
         let dead_letter_on = self.dead_letter_on();
         let partitioning = self.partitioning(&input, key.is_some());
-        let mode = self.mode(&output);
-        let dialect = self.dialect();
+        let (mode, dialect) = (self.mode(&output), self.dialect());
+        self.check_reply_partition(mode, &dialect);
         Route {
             index,
             path,
@@ -357,6 +365,25 @@ impl<'a> Judge<'a> {
                 }
             },
         }
+    }
+
+    /// With the routing `partition` a reply to another partition is one that the
+    /// waiting instance does not read.
+    fn check_reply_partition(&mut self, mode: Mode, dialect: &Dialect) {
+        if !self.reply_partition || mode == Mode::OneWay || dialect.carries_partition() {
+            return;
+        }
+        let origin = self.layers.pick(|s| &s.dialect).map_or(&self.origin, |written| &written.origin);
+        let (path, name) = (path_of(self.method), dialect.name());
+        let what = format!(
+            "dialect: requests of {path} can't name the partition that their replies go to in the dialect \
+             {name}, and reply.routing is partition"
+        );
+        let hint = match dialect {
+            Dialect::Custom(_) => "set reply_partition in [custom_dialect], or another reply.routing",
+            _ => "set reply.routing to instance-topic or shared, or the dialect spring, nestjs or smallrye",
+        };
+        self.mistakes.push(origin.mistake(what).hint(hint));
     }
 
     fn format(&mut self, request_topic: &str) -> Format {

@@ -43,6 +43,8 @@ pub struct Sources {
     pub custom_dialect: Option<Arc<Custom>>,
     /// Whether there is a schema registry to ask.
     pub schema_registry: bool,
+    /// Whether replies must come to the partition that a request names.
+    pub reply_partition: bool,
 }
 
 /// All descriptors, and what of them is served.

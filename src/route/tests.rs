@@ -125,6 +125,26 @@ fn every_option_is_read() {
     assert!(matches!(n, Partitioning::ByField(path) if path.as_str() == "n"), "{n:?}");
 }
 
+/// Only one that waits for its reply must be able to name the partition.
+#[test]
+fn a_dialect_without_reply_partitions_is_refused_where_they_are_needed() {
+    let service = r#"service S {
+  rpc Spring(A) returns (B);
+  rpc OneWay(A) returns (google.protobuf.Empty) { option (antiphon.v1.kafka) = { dialect: "zilla" mode: ONE_WAY }; }
+  rpc Fast(A) returns (B) { option (antiphon.v1.kafka) = { dialect: "faststream" }; }
+  rpc Zilla(A) returns (B) { option (antiphon.v1.kafka) = { dialect: "zilla" }; }
+}"#;
+    let files = Files::new(&[("t.proto", &format!("{HEAD}{service}"))]);
+    assert!(compile(&files.protos(&["t.proto"])).is_ok());
+    let mistakes = compile(&Sources { reply_partition: true, ..files.protos(&["t.proto"]) }).unwrap_err();
+    let shown: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
+    assert_eq!(shown.len(), 2, "{shown:#?}");
+    for (shown, name) in shown.iter().zip(["t.S/Fast", "t.S/Zilla"]) {
+        assert!(shown.contains("t.proto:") && shown.contains(name), "{shown}");
+        assert!(shown.contains("reply.routing is partition\n  hint: set reply.routing to"), "{shown}");
+    }
+}
+
 #[test]
 fn a_format_is_a_methods_own() {
     let service = r#"service S {

@@ -23,6 +23,7 @@ mod raw;
 mod records;
 #[cfg(feature = "registry-tests")]
 mod registry;
+mod routing;
 mod security;
 mod several;
 mod streams;

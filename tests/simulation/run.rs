@@ -191,6 +191,8 @@ impl Stage {
             message_bytes_max: 1 << 20,
             lane_queue_max: self.lane_queue_max,
             reply: ReplyConfig::default(),
+            reply_partition: None,
+            keep: Duration::ZERO,
             custom_dialect: None,
             schemas: None,
         };

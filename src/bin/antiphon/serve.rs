@@ -47,12 +47,9 @@ async fn serve(config: app::Config, routes: RouteTable) -> ExitCode {
             return exit::OS.into();
         }
     };
-    let started = tokio::select! {
-        started = Gateway::start(config, routes) => started,
-        () = stop.requested() => return ExitCode::SUCCESS,
-    };
-    let gateway = match started {
-        Ok(gateway) => gateway,
+    let gateway = match Gateway::start_unless(config, routes, stop.requested()).await {
+        Ok(Some(gateway)) => gateway,
+        Ok(None) => return ExitCode::SUCCESS,
         Err(error) => return could_not_start(&error),
     };
     announce(&gateway);
@@ -90,8 +87,10 @@ pub(crate) fn could_not_start(error: &StartError) -> ExitCode {
         StartError::Bind { .. }
         | StartError::Kafka { .. }
         | StartError::Registry(_)
+        | StartError::NoLease { .. }
         | StartError::NotReady { .. } => exit::UNAVAILABLE,
-        StartError::Settings(_)
+        StartError::NoOrdinal { .. }
+        | StartError::Settings(_)
         | StartError::RegistrySettings(_)
         | StartError::Tls(_)
         | StartError::Reflection(_) => exit::CONFIG,

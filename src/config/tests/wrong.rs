@@ -452,8 +452,56 @@ lane_queue_max = 0",
     ),
     (
         r#"[reply]
+routing = "partitions""#,
+        r#"a.toml:2:11: reply.routing: unknown value "partitions"; expected one of: instance-topic, partition, shared
+  hint: did you mean "partition"?"#,
+    ),
+    (
+        r#"[reply]
 routing = "partition""#,
-        r#"a.toml:2:11: reply.routing: unknown value "partition"; expected one of: instance-topic"#,
+        "a.toml:2:11: reply.routing: partition needs reply.topic
+  hint: name the reply topic that the instances share",
+    ),
+    (
+        r#"[reply]
+routing = "shared"
+topic = "a b""#,
+        r#"a.toml:3:9: reply.topic: "a b" can't name a topic: ' ' is not allowed
+  hint: Kafka allows 1 to 249 of a-z, A-Z, 0-9, '.', '_' and '-'"#,
+    ),
+    (
+        r#"[reply]
+topic = "replies""#,
+        "a.toml:2:9: reply.topic: is of no use with routing instance-topic
+  hint: set reply.routing to partition or shared, or reply.topic_prefix",
+    ),
+    (
+        r#"[reply]
+ordinal = 3"#,
+        "a.toml:2:11: reply.ordinal: is of no use with routing instance-topic; only partition has ordinals",
+    ),
+    (
+        r#"[reply]
+routing = "partition"
+topic = "replies"
+ordinal = "host""#,
+        r#"a.toml:4:11: reply.ordinal: expected a number or "hostname", found "host""#,
+    ),
+    (
+        "shards = 4
+[reply]
+partitions = 3",
+        "a.toml:3:14: reply.partitions: 3 is not within 4 to 1000",
+    ),
+    (
+        r#"[reply]
+lease_ttl = "8s""#,
+        "a.toml:2:13: reply.lease_ttl: 8s is shorter than 9s, 3 times reply.heartbeat_interval",
+    ),
+    (
+        r#"[reply]
+heartbeat_interval = "7s""#,
+        "a.toml:2:22: reply.heartbeat_interval: reply.lease_ttl, 15s is shorter than 21s, 3 times reply.heartbeat_interval",
     ),
     (
         r#"[reply]

@@ -18,7 +18,7 @@ use bytes::Bytes;
 
 use super::reply::{DecodeError, WorkerStatus};
 use super::{IDEMPOTENCY_KEY, LAST, ReplyAddress, TRACEPARENT, TRACESTATE};
-use crate::correlation::CorrelationId;
+use crate::correlation::{self, CorrelationId};
 use crate::terms::{CorrelationForm, DialectName};
 use crate::transport::{HeaderName, Received, Record};
 
@@ -83,6 +83,15 @@ impl Dialect {
             Self::Faststream => DialectName::Faststream,
             Self::Zilla => DialectName::Zilla,
             Self::Custom(_) => DialectName::Custom,
+        }
+    }
+
+    /// Whether a request can say to which partition its reply goes.
+    pub fn carries_partition(&self) -> bool {
+        match self {
+            Self::Spring(_) | Self::Nestjs | Self::Smallrye => true,
+            Self::Faststream | Self::Zilla => false,
+            Self::Custom(custom) => custom.reply_partition.is_some(),
         }
     }
 
@@ -225,6 +234,21 @@ pub fn classify(record: &Received, custom: Option<&Custom>) -> Kind {
         None if asks.contains(&true) => Kind::Request,
         None => Kind::Uncorrelated,
     }
+}
+
+/// Whether a record is certainly the reply to another instance's call, by its
+/// correlation id alone.
+pub fn is_foreign(record: &Received, instance: u16, custom: Option<&Custom>) -> bool {
+    let mut found = false;
+    for (name, value) in &record.headers {
+        if let Some((_, Role::CorrelationId)) = role_of(name, custom) {
+            if !correlation::is_foreign(value, instance) {
+                return false;
+            }
+            found = true;
+        }
+    }
+    found
 }
 
 fn role_of(name: &str, custom: Option<&Custom>) -> Option<(Family, Role)> {
