@@ -236,7 +236,7 @@ impl Gateway {
     /// Must be called on a `current_thread` runtime, which then is the control
     /// thread.
     pub async fn start(config: Config, routes: RouteTable) -> Result<Self, StartError> {
-        Self::start_leaving(config, routes, Traces::default()).await
+        Box::pin(Self::start_leaving(config, routes, Traces::default())).await
     }
 
     /// The same, unless `stop` ends first: then nothing is left behind, and
@@ -248,7 +248,7 @@ impl Gateway {
     ) -> Result<Option<Self>, StartError> {
         let traces = Traces::default();
         tokio::select! {
-            started = Self::start_leaving(config, routes, traces.clone()) => return started.map(Some),
+            started = Box::pin(Self::start_leaving(config, routes, traces.clone())) => return started.map(Some),
             () = stop => {}
         }
         traces.clear().await;
