@@ -55,7 +55,7 @@ pub struct Config {
     /// Bounds.
     pub limits: crate::exchange::config::LimitsConfig,
     /// How replies come back.
-    pub reply: crate::exchange::config::ReplyConfig,
+    pub reply: ReplyConfig,
     /// Failing fast.
     pub circuit: crate::exchange::config::CircuitConfig,
     /// Calls with an idempotency key.
