@@ -54,10 +54,36 @@ faults *ARGS:
     cargo build --release --locked
     python3 tests/faults/run.py faults --antiphon target/release/antiphon {{ARGS}}
 
+# Who gets in and who does not: Kafka with every mechanism, callers with every
+# proof, HTTP/2 abuse beside a bystander; prints tables. Ten minutes.
+security *ARGS:
+    cargo build --release --locked
+    python3 tests/security/run.py --antiphon target/release/antiphon {{ARGS}}
+
 # Whether a million calls, a third of them timed out, leave memory behind.
 memory *ARGS:
     cargo build --release --locked
     python3 tests/faults/run.py memory --antiphon target/release/antiphon {{ARGS}}
+
+# 300,000 shops, three triggers at once, one order for each shop; `--quick` for 9,000.
+delivery-radius *ARGS:
+    cargo build --release --locked
+    python3 examples/delivery-radius/run.py --antiphon target/release/antiphon {{ARGS}}
+
+# Orders reserved, paid and confirmed while all of it is killed; `--quick` for 300.
+order-saga *ARGS:
+    cargo build --release --locked
+    python3 examples/order-saga/run.py --antiphon target/release/antiphon {{ARGS}}
+
+# Payments behind two gateways, with crashes; ends with an account of each of them.
+payments *ARGS:
+    cargo build --release --locked
+    python3 examples/payments/run.py {{ARGS}}
+
+# Ten thousand transfers that wait, and notifications that do not.
+bank *ARGS:
+    cargo build --release --locked
+    python3 examples/bank/run.py {{ARGS}}
 
 # Each fuzz target for so many seconds.
 fuzz SECONDS="60" *TARGETS:

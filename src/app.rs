@@ -19,13 +19,15 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::admin::Admin;
+use crate::admin::{Admin, Token};
 use crate::backoff::Backoff;
+use crate::dead_letters::{self, DeadLetterTopic};
 use crate::exchange::config::ReplyConfig;
 use crate::exchange::{Exchange, Instance, Janitor, Phase, PrepareError, Schemas, Settings};
 use crate::ingress::{self, Acceptor, Guard, Health, Lifecycle, Reflection, Refresher, Seat, Tls, TlsError};
 use crate::kafka::{ConnectError, Connector, KafkaCluster};
 use crate::limits;
+use crate::metrics::TopicLabels;
 use crate::registry::{HttpRegistry, SettingsError};
 use crate::route::RouteTable;
 use crate::supervisor::{Supervisor, Task};
@@ -144,13 +146,16 @@ pub enum StartError {
     Keys(#[from] KeysUnavailable),
     /// No heartbeat came back in time.
     #[error(
-        "no heartbeat came back through reply topic {topic} within {waited:?}; see the log for what failed"
+        "no heartbeat came back through reply topic {topic} within {waited:?}: {}",
+        trouble.as_deref().unwrap_or("no error is known; see the log")
     )]
     NotReady {
         /// The reply topic.
         topic: Arc<str>,
         /// How long was waited.
         waited: Duration,
+        /// What stood in the way last.
+        trouble: Option<Arc<str>>,
     },
     /// Every partition of the reply topic is held by others.
     #[error(
@@ -296,7 +301,9 @@ impl Gateway {
         drop(alive);
         let shards = start_shards(plans, &supervisor)?;
 
-        let page = Admin { instance: Arc::clone(&instance), acceptor: Arc::clone(&acceptor) };
+        let token = Token::new(config.admin.token_file.clone());
+        let page = Admin { instance: Arc::clone(&instance), acceptor: Arc::clone(&acceptor), token };
+        let letters = count_dead_letters(Arc::clone(&instance), Arc::clone(&cluster), Arc::clone(&routes));
         let refresh = config.kafka.metadata_refresh;
         let topics = keep_topics_fresh(Arc::clone(&instance), Arc::clone(&cluster), refresh);
         let mut tasks = door.keep_fresh(&supervisor);
@@ -304,6 +311,7 @@ impl Gateway {
             supervisor.spawn("admin", page.serve(admin)),
             supervisor.spawn("health", health.clone().follow(Arc::clone(&routes), Arc::clone(&instance))),
             supervisor.spawn("readiness", review(Arc::clone(&instance))),
+            supervisor.spawn("dead letters", letters),
             supervisor.spawn("topics", topics),
         ]);
         tasks.extend(janitor(&config, &instance, &cluster, &supervisor));
@@ -441,13 +449,23 @@ impl Gateway {
             reply_path::close(&self.instance, &*self.cluster, self.routing).await;
         }
         let topic = Arc::clone(self.instance.reply_topic());
-        Err(no_lease.unwrap_or(StartError::NotReady { topic, waited: limit }))
+        Err(no_lease.unwrap_or(StartError::NotReady {
+            topic,
+            waited: limit,
+            trouble: self.instance.trouble(),
+        }))
     }
 
     fn warn_of_missing_topics(&self) {
+        for method in self.routes.not_served() {
+            tracing::warn!(
+                method,
+                "not served: its caller sends a stream, and a request is one record; calls of it are UNIMPLEMENTED"
+            );
+        }
         for topic in self.routes.request_topics() {
             if self.instance.directory.partitions(&topic).is_none() {
-                tracing::warn!(%topic, "request topic does not exist yet; its calls are UNAVAILABLE until it does");
+                tracing::warn!(%topic, "request topic does not exist yet, or an ACL hides it; its calls are UNAVAILABLE until that changes");
             }
         }
     }
@@ -521,6 +539,32 @@ async fn open_schemas(
         }
         tracing::warn!(%error, "the schema registry is not ready; trying again");
         sleep(pause).await;
+    }
+}
+
+/// Counts what lies on the dead-letter topics, for whoever has to look at it.
+/// Never ends.
+async fn count_dead_letters(instance: Arc<Instance>, cluster: Arc<KafkaCluster>, routes: Arc<RouteTable>) {
+    let mut wanted: Vec<&Arc<str>> = Vec::new();
+    for route in routes.routes().iter().filter(|route| !route.dead_letter_on.is_empty()) {
+        if !wanted.contains(&&route.dead_letter_topic) {
+            wanted.push(&route.dead_letter_topic);
+        }
+    }
+    loop {
+        for name in &wanted {
+            let Some(partitions) = instance.directory.partitions(name) else { continue };
+            let topic = DeadLetterTopic { name: name.to_string(), partitions };
+            match dead_letters::count(&*cluster, &topic).await {
+                Ok(records) => {
+                    let labels = TopicLabels { messaging_destination_name: Arc::clone(name) };
+                    let records = i64::try_from(records).unwrap_or(i64::MAX);
+                    instance.metrics.dead_letter_records.get_or_create(&labels).set(records);
+                }
+                Err(error) => tracing::debug!(topic = &***name, %error, "dead letters were not counted"),
+            }
+        }
+        sleep(Duration::from_millis(limits::DEAD_LETTERS_COUNT_INTERVAL_MS)).await;
     }
 }
 

@@ -16,6 +16,7 @@ const CANCEL_IS_TIMEOUT: Duration = Duration::from_millis(50);
 /// differ; a worker should allow for the skew its fleet really has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Deadline {
+    began: Instant,
     at: Instant,
     unix_ms: u64,
 }
@@ -24,12 +25,18 @@ impl Deadline {
     /// `after` from now.
     pub fn after(after: Duration) -> Self {
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + after;
-        Self { at: Instant::now() + after, unix_ms: u64::try_from(unix.as_millis()).unwrap_or(u64::MAX) }
+        let began = Instant::now();
+        Self { began, at: began + after, unix_ms: u64::try_from(unix.as_millis()).unwrap_or(u64::MAX) }
     }
 
     /// For a call that asked for `asked` on a route with these settings.
     pub fn for_call(asked: Option<Duration>, default: Duration, max: Duration) -> Self {
         Self::after(asked.unwrap_or(default).min(max))
+    }
+
+    /// When the call began.
+    pub const fn began(self) -> Instant {
+        self.began
     }
 
     /// The moment, for waits.

@@ -27,6 +27,7 @@ pub mod pending;
 // Flow.
 pub mod dead_letters;
 pub mod exchange;
+pub mod why;
 pub mod worker;
 
 // Edges.

@@ -114,6 +114,13 @@ pub const STREAMS_PER_CONNECTION_CEILING: u32 = 1_000_000;
 /// Bytes of request headers (SETTINGS_MAX_HEADER_LIST_SIZE), and so of the
 /// metadata that is forwarded.
 pub const HEADER_LIST_BYTES_MAX: u32 = 16 * 1024;
+/// A reply of so many bytes counts as held until its caller has taken it.
+pub const REPLY_COUNTED_BYTES_MIN: usize = 4 * 1024;
+/// Bytes of replies that a connection's caller has not taken; with so many,
+/// further replies are dropped, and their calls end `RESOURCE_EXHAUSTED`.
+pub const REPLIES_UNTAKEN_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Of `grpc.connections_max`, those that have not begun to speak: one in four.
+pub const CONNECTIONS_BEGINNING_SHARE: u32 = 4;
 /// HTTP/2 keep-alive: a ping after this much quiet.
 pub const KEEP_ALIVE_INTERVAL_MS: u64 = 30_000;
 /// HTTP/2 keep-alive: how long its answer may take.
@@ -122,6 +129,16 @@ pub const KEEP_ALIVE_TIMEOUT_MS: u64 = 20_000;
 pub const RESPONSE_METADATA_BYTES_MAX: usize = 8 * 1024;
 /// Bytes of an error message in `grpc-message`.
 pub const STATUS_MESSAGE_BYTES_MAX: usize = 2 * 1024;
+/// Replies of one call that are held: of a unary method all of them, of a
+/// stream those that its caller has not taken yet; unless `replies_max` says.
+pub const REPLIES_PER_CALL_MAX: u32 = 10_000;
+/// The most that `replies` and `replies_max` may be set to.
+pub const REPLIES_PER_CALL_CEILING: u32 = 1_000_000;
+/// Bytes of replies to one call that wait: for their caller, or for the rest.
+/// One message of `grpc.message_bytes_max` always has room.
+pub const REPLY_BYTES_PER_CALL_MAX: usize = 8 * 1024 * 1024;
+/// Messages of a stream between its call and its connection.
+pub const STREAM_HANDOVER_MESSAGES: usize = 8;
 /// Bytes of an idempotency key.
 pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 256;
 
@@ -135,6 +152,8 @@ pub const IDEMPOTENCY_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub const AFTERMATH_TIMEOUT_MS: u64 = 30_000;
 /// Timed-out calls whose late replies are still recognised, process-wide.
 pub const DEAD_LETTERS_REMEMBERED_MAX: usize = 50_000;
+/// How often the dead letters on their topics are counted.
+pub const DEAD_LETTERS_COUNT_INTERVAL_MS: u64 = 15_000;
 /// Schemas of replies that are kept, by their ids.
 pub const SCHEMAS_KNOWN_MAX: usize = 1_000;
 /// One question to the schema registry, with its answer.
@@ -145,6 +164,9 @@ pub const CIRCUIT_OPEN_MS: u64 = 10_000;
 pub const IDEMPOTENCY_KEYS_CEILING: usize = 10_000_000;
 /// The most that `idempotency.bytes_max` may be set to.
 pub const IDEMPOTENCY_BYTES_CEILING: usize = 64 * 1024 * 1024 * 1024;
+/// How long a new connection may take until its first HTTP/2 frame, TLS
+/// included, in milliseconds.
+pub const BEGIN_TIMEOUT_MS: u64 = 10_000;
 /// How long a caller may take for its TLS handshake, in milliseconds.
 pub const TLS_HANDSHAKE_TIMEOUT_MS: u64 = 10_000;
 /// How often certificates are looked at, in milliseconds.

@@ -2,7 +2,11 @@
 //!
 //! One [`Metrics`] belongs to one instance, so that several instances in one
 //! process (tests, scenarios) count apart. Labels have few values by design:
-//! methods of the route table, status codes, reply kinds.
+//! methods of the route table, their topics, status codes, reply kinds. Names
+//! and labels are OpenTelemetry's where it has some; [`reference`] lists them.
+
+mod histogram;
+mod reference;
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -10,49 +14,74 @@ use std::sync::Arc;
 use prometheus_client::encoding::EncodeLabelSet;
 pub use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
+pub use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::gauge::Gauge as AnyGauge;
+use prometheus_client::registry::{Metric, Registry};
+
+pub use histogram::{Histogram, Histograms};
+use histogram::{Pairs, Scale, View};
+pub use reference::{ROWS, Row, table};
 
 /// The kind of a reply that a waiting call got.
 const DELIVERED: &str = "delivered";
+/// Partitions that have gauges of their own, over all topics.
+const PARTITIONS_SHOWN_MAX: usize = 2_000;
 
-/// Everything that is counted.
+/// Everything that is counted; `reference` says what each is.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
     /// Of `replies`, the one that nearly all of them are: looked up once.
     delivered: Counter,
-    /// `antiphon_calls_total{method,code}`: calls that ended.
-    pub calls: Family<CallLabels, Counter>,
-    /// `antiphon_calls_in_flight`: calls between their first byte and their end.
+    /// `rpc_server_call_duration_seconds` and `antiphon_calls_total`, in
+    /// microseconds.
+    pub calls: Arc<Histograms<CallLabels>>,
+    /// `antiphon_lane_wait_seconds`, by topic.
+    pub lane_wait: Arc<Histograms<Arc<str>>>,
+    /// `messaging_client_operation_duration_seconds`, by topic and error.
+    pub sends: Arc<Histograms<(Arc<str>, &'static str)>>,
+    /// `antiphon_batch_records` and `messaging_client_sent_messages_total`, by
+    /// topic.
+    pub batches: Arc<Histograms<Arc<str>>>,
+    /// `antiphon_reply_wait_seconds`, by method.
+    pub reply_wait: Arc<Histograms<Arc<str>>>,
+    /// `antiphon_calls_in_flight`.
     pub calls_in_flight: Gauge,
-    /// `antiphon_bytes_held`: bytes of request messages of calls in flight.
+    /// `antiphon_bytes_held`.
     pub bytes_held: Gauge,
-    /// `antiphon_ready`: 1 when calls are accepted.
+    /// `antiphon_ready`.
     pub ready: Gauge,
-    /// `antiphon_connections`: gRPC connections open.
+    /// `antiphon_connections`.
     pub connections: Gauge,
-    /// `antiphon_tls_certificate_expiry_seconds`: when the certificate of the
-    /// gRPC listener ends, in seconds since 1970; 0 without one.
+    /// `antiphon_heartbeat_age_seconds`.
+    pub heartbeat_age: Family<ReplyPartition, AnyGauge<f64, std::sync::atomic::AtomicU64>>,
+    /// `antiphon_lane_records`.
+    lane_records: Family<PartitionLabels, Gauge>,
+    /// `antiphon_lane_calls_waiting`.
+    lane_calls_waiting: Family<PartitionLabels, Gauge>,
+    /// `antiphon_tls_certificate_expiry_seconds`; 0 without one.
     pub certificate_expiry: Gauge,
-    /// `antiphon_replies_total{kind}`: records read from the reply topic.
+    /// `antiphon_replies_total`.
     pub replies: Family<ReplyLabels, Counter>,
-    /// `antiphon_produced_records_total`: request records acknowledged.
-    pub produced_records: Counter,
-    /// `antiphon_produced_batches_total`: produce requests acknowledged.
-    pub produced_batches: Counter,
-    /// `antiphon_produce_errors_total{kind}`: produce requests that failed.
+    /// `antiphon_reply_lag_records`.
+    pub reply_lag: Family<ReplyPartition, Gauge>,
+    /// `antiphon_collected_replies_total`.
+    pub collected_replies: Family<MethodLabels, Counter>,
+    /// `antiphon_produce_errors_total`.
     pub produce_errors: Family<ProduceErrorLabels, Counter>,
-    /// `antiphon_dead_letters_total{class}`: dead letters handed to their lane.
+    /// `antiphon_kafka_connections_total`.
+    pub kafka_connections: Family<RoleLabels, Counter>,
+    /// `antiphon_dead_letters_total`.
     pub dead_letters: Family<DeadLetterLabels, Counter>,
-    /// `antiphon_aftermath_lost_total`: dead letters and cancel records that
-    /// could not be written.
+    /// `antiphon_dead_letter_records`.
+    pub dead_letter_records: Family<TopicLabels, Gauge>,
+    /// `antiphon_aftermath_lost_total`.
     pub aftermath_lost: Counter,
-    /// `antiphon_circuit_opened_total`: circuits that opened.
+    /// `antiphon_circuit_opened_total`.
     pub circuit_opened: Counter,
-    /// `antiphon_idempotent_total{kind}`: calls with an idempotency key.
+    /// `antiphon_idempotent_total`.
     pub idempotent: Family<IdempotentLabels, Counter>,
-    /// `antiphon_reader_errors_total`: fetches from the reply topic that failed.
+    /// `antiphon_reader_errors_total`.
     pub reader_errors: Counter,
     /// `antiphon_reply_topics`: topics with the prefix of reply topics, by the
     /// last look.
@@ -71,8 +100,21 @@ pub struct LeaseLabels {
     pub kind: &'static str,
 }
 
-/// Labels of `antiphon_calls_total`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+/// What a lane has to do at the moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaneLoad {
+    /// Topic.
+    pub topic: Arc<str>,
+    /// Partition.
+    pub partition: i32,
+    /// Records in its queue.
+    pub records: usize,
+    /// Calls that wait on the partition.
+    pub calls: u32,
+}
+
+/// A method and how its calls end.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CallLabels {
     /// Path of the method.
     pub method: Arc<str>,
@@ -80,12 +122,49 @@ pub struct CallLabels {
     pub code: &'static str,
 }
 
+/// A partition of a request topic.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PartitionLabels {
+    /// Topic.
+    pub messaging_destination_name: Arc<str>,
+    /// Partition.
+    pub messaging_destination_partition_id: i32,
+}
+
+/// A partition of the reply topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReplyPartition {
+    /// Partition.
+    pub messaging_destination_partition_id: i32,
+}
+
+/// A topic.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TopicLabels {
+    /// Topic.
+    pub messaging_destination_name: Arc<str>,
+}
+
+/// Labels of `antiphon_kafka_connections_total`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RoleLabels {
+    /// What for: lane or reply-reader.
+    pub role: &'static str,
+}
+
 /// Labels of `antiphon_replies_total`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ReplyLabels {
-    /// What the record was: delivered, part, late, duplicate, foreign,
+    /// What the record was: delivered, part, late, duplicate, refused, foreign,
     /// heartbeat, peer-heartbeat, lease, request, uncorrelated or undecodable.
     pub kind: &'static str,
+}
+
+/// Labels of `antiphon_collected_replies_total`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct MethodLabels {
+    /// Path of the method.
+    pub method: Arc<str>,
 }
 
 /// Labels of `antiphon_produce_errors_total`.
@@ -121,19 +200,28 @@ impl Metrics {
     pub fn new() -> Self {
         let replies = Family::<ReplyLabels, Counter>::default();
         let mut metrics = Self {
-            registry: Registry::with_prefix("antiphon"),
+            registry: Registry::default(),
             delivered: replies.get_or_create_owned(&ReplyLabels { kind: DELIVERED }),
-            calls: Family::default(),
+            calls: Histograms::new(Scale::Time),
+            lane_wait: Histograms::new(Scale::Time),
+            sends: Histograms::new(Scale::Time),
+            batches: Histograms::new(Scale::Records),
+            reply_wait: Histograms::new(Scale::Time),
             calls_in_flight: Gauge::default(),
             bytes_held: Gauge::default(),
             ready: Gauge::default(),
             connections: Gauge::default(),
+            heartbeat_age: Family::default(),
+            lane_records: Family::default(),
+            lane_calls_waiting: Family::default(),
             certificate_expiry: Gauge::default(),
             replies,
-            produced_records: Counter::default(),
-            produced_batches: Counter::default(),
+            reply_lag: Family::default(),
+            collected_replies: Family::default(),
             produce_errors: Family::default(),
+            kafka_connections: Family::default(),
             dead_letters: Family::default(),
+            dead_letter_records: Family::default(),
             aftermath_lost: Counter::default(),
             circuit_opened: Counter::default(),
             idempotent: Family::default(),
@@ -142,66 +230,127 @@ impl Metrics {
             orphans_removed: Counter::default(),
             leases: Family::default(),
         };
-        metrics.register();
+        metrics.begin_at_zero();
+        metrics.register_histograms();
+        metrics.register_others();
         metrics
     }
 
-    fn register(&mut self) {
+    /// A rate needs a beginning: what has not happened yet is there as zero.
+    fn begin_at_zero(&self) {
+        for kind in reference::REPLY_KINDS {
+            drop(self.replies.get_or_create(&ReplyLabels { kind }));
+        }
+        for kind in reference::PRODUCE_ERROR_KINDS {
+            drop(self.produce_errors.get_or_create(&ProduceErrorLabels { kind }));
+        }
+        for class in reference::DEAD_LETTER_CLASSES {
+            drop(self.dead_letters.get_or_create(&DeadLetterLabels { class }));
+        }
+        for kind in reference::IDEMPOTENT_KINDS {
+            drop(self.idempotent.get_or_create(&IdempotentLabels { kind }));
+        }
+        for role in reference::CONNECTION_ROLES {
+            drop(self.kafka_connections.get_or_create(&RoleLabels { role }));
+        }
+    }
+
+    fn register_histograms(&mut self) {
+        fn topic(topic: &Arc<str>) -> Pairs {
+            vec![("messaging_destination_name", topic.to_string())]
+        }
         let registry = &mut self.registry;
-        registry.register("calls", "Calls that ended, by method and status code", self.calls.clone());
-        registry.register("calls_in_flight", "Calls that have not ended", self.calls_in_flight.clone());
-        registry.register(
-            "bytes_held",
-            "Bytes of request messages of calls in flight",
-            self.bytes_held.clone(),
-        );
-        registry.register("ready", "1 when calls are accepted", self.ready.clone());
-        registry.register("connections", "gRPC connections open", self.connections.clone());
-        registry.register(
-            "tls_certificate_expiry_seconds",
-            "When the gRPC listener's certificate ends, in seconds since 1970",
-            self.certificate_expiry.clone(),
-        );
-        registry.register("replies", "Records read from the reply topic, by kind", self.replies.clone());
-        registry.register("produced_records", "Request records acknowledged", self.produced_records.clone());
-        registry.register("produced_batches", "Produce requests acknowledged", self.produced_batches.clone());
-        registry.register(
-            "produce_errors",
-            "Produce requests that failed, by what is known",
-            self.produce_errors.clone(),
-        );
-        registry.register(
-            "dead_letters",
-            "Dead letters handed to their lane, by class",
-            self.dead_letters.clone(),
-        );
-        registry.register(
-            "aftermath_lost",
-            "Dead letters and cancel records that could not be written",
-            self.aftermath_lost.clone(),
-        );
-        registry.register("circuit_opened", "Circuits that opened", self.circuit_opened.clone());
-        registry.register("idempotent", "Calls with an idempotency key, by kind", self.idempotent.clone());
-        registry.register(
-            "reader_errors",
-            "Fetches from the reply topic that failed",
-            self.reader_errors.clone(),
-        );
-        registry.register(
-            "reply_topics",
-            "Topics with the prefix of reply topics",
-            self.reply_topics.clone(),
-        );
-        registry.register(
-            "orphans_removed",
-            "Reply topics of dead instances that were removed",
-            self.orphans_removed.clone(),
-        );
-        registry.register(
-            "leases",
-            "Leases of reply partitions, by what became of them",
-            self.leases.clone(),
-        );
+        let (calls, sends) = (&self.calls, &self.sends);
+        registry.register_collector(Box::new(View::whole(
+            "rpc_server_call_duration_seconds",
+            calls,
+            |call| {
+                vec![
+                    ("rpc_system_name", "grpc".to_owned()),
+                    // OpenTelemetry has it without the slash.
+                    ("rpc_method", call.method.trim_start_matches('/').to_owned()),
+                    ("rpc_response_status_code", call.code.to_owned()),
+                ]
+            },
+        )));
+        registry.register_collector(Box::new(View::count("antiphon_calls", calls, |call| {
+            vec![("method", call.method.to_string()), ("code", call.code.to_owned())]
+        })));
+        registry.register_collector(Box::new(View::whole(
+            "antiphon_lane_wait_seconds",
+            &self.lane_wait,
+            topic,
+        )));
+        let name = "messaging_client_operation_duration_seconds";
+        registry.register_collector(Box::new(View::whole(name, sends, |(topic, error)| {
+            let mut labels = vec![
+                ("messaging_system", "kafka".to_owned()),
+                ("messaging_operation_name", "send".to_owned()),
+                ("messaging_destination_name", topic.to_string()),
+            ];
+            if !error.is_empty() {
+                labels.push(("error_type", (*error).to_owned()));
+            }
+            labels
+        })));
+        registry.register_collector(Box::new(View::sum(
+            "messaging_client_sent_messages",
+            &self.batches,
+            topic,
+        )));
+        registry.register_collector(Box::new(View::whole("antiphon_batch_records", &self.batches, topic)));
+        registry.register_collector(Box::new(View::whole(
+            "antiphon_reply_wait_seconds",
+            &self.reply_wait,
+            |method| vec![("rpc_method", method.trim_start_matches('/').to_owned())],
+        )));
+    }
+
+    fn register_others(&mut self) {
+        let registry = &mut self.registry;
+        fn put(registry: &mut Registry, name: &'static str, metric: impl Metric) {
+            registry.register(name, reference::help(name), metric);
+        }
+        put(registry, "antiphon_calls_in_flight", self.calls_in_flight.clone());
+        put(registry, "antiphon_bytes_held", self.bytes_held.clone());
+        put(registry, "antiphon_ready", self.ready.clone());
+        put(registry, "antiphon_connections", self.connections.clone());
+        put(registry, "antiphon_tls_certificate_expiry_seconds", self.certificate_expiry.clone());
+        put(registry, "antiphon_heartbeat_age_seconds", self.heartbeat_age.clone());
+        put(registry, "antiphon_lane_records", self.lane_records.clone());
+        put(registry, "antiphon_lane_calls_waiting", self.lane_calls_waiting.clone());
+        put(registry, "antiphon_replies", self.replies.clone());
+        put(registry, "antiphon_collected_replies", self.collected_replies.clone());
+        put(registry, "antiphon_reply_lag_records", self.reply_lag.clone());
+        put(registry, "antiphon_produce_errors", self.produce_errors.clone());
+        put(registry, "antiphon_kafka_connections", self.kafka_connections.clone());
+        put(registry, "antiphon_dead_letters", self.dead_letters.clone());
+        put(registry, "antiphon_dead_letter_records", self.dead_letter_records.clone());
+        put(registry, "antiphon_aftermath_lost", self.aftermath_lost.clone());
+        put(registry, "antiphon_circuit_opened", self.circuit_opened.clone());
+        put(registry, "antiphon_idempotent", self.idempotent.clone());
+        put(registry, "antiphon_reader_errors", self.reader_errors.clone());
+        put(registry, "antiphon_reply_topics", self.reply_topics.clone());
+        put(registry, "antiphon_orphans_removed", self.orphans_removed.clone());
+        put(registry, "antiphon_leases", self.leases.clone());
+    }
+
+    /// Shows what the lanes have to do, those with the most first if there are
+    /// too many to show.
+    pub fn show_lanes(&self, mut loads: Vec<LaneLoad>) {
+        loads.sort_by_key(|load| std::cmp::Reverse((load.calls, load.records)));
+        loads.truncate(PARTITIONS_SHOWN_MAX);
+        self.lane_records.clear();
+        self.lane_calls_waiting.clear();
+        for LaneLoad { topic, partition, records, calls } in loads {
+            let labels = PartitionLabels {
+                messaging_destination_name: topic,
+                messaging_destination_partition_id: partition,
+            };
+            // Shards have lanes of their own to the same partition.
+            self.lane_records.get_or_create(&labels).inc_by(i64::try_from(records).unwrap_or(i64::MAX));
+            self.lane_calls_waiting.get_or_create(&labels).inc_by(i64::from(calls));
+        }
     }
 
     /// One more record of this kind on the reply topic.
@@ -238,17 +387,85 @@ impl Metrics {
     }
 }
 
+/// A time for a histogram.
+pub fn micros(duration: std::time::Duration) -> u64 {
+    duration.as_secs().saturating_mul(1_000_000) + u64::from(duration.subsec_micros())
+}
+
 #[cfg(test)]
 mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
     use super::*;
 
-    #[test]
-    fn names_have_our_prefix_and_units() {
+    /// One of everything.
+    fn touched() -> Metrics {
         let metrics = Metrics::new();
+        let topic: Arc<str> = "pay".into();
+        metrics.calls.observe(&CallLabels { method: "/p.S/M".into(), code: "OK" }, 1_000);
+        metrics.lane_wait.observe(&topic, 10);
+        metrics.sends.observe(&(Arc::clone(&topic), ""), 700);
+        metrics.sends.observe(&(Arc::clone(&topic), "unknown"), 700);
+        metrics.batches.observe(&topic, 3);
+        metrics.reply_wait.observe(&"/p.S/M".into(), 900);
+        let partition = ReplyPartition { messaging_destination_partition_id: 0 };
+        metrics.heartbeat_age.get_or_create(&partition).set(0.5);
+        metrics.reply_lag.get_or_create(&partition).set(0);
+        let load = LaneLoad { topic: Arc::clone(&topic), partition: 1, records: 2, calls: 3 };
+        metrics.show_lanes(vec![load.clone(), load]);
         metrics.count_reply("late");
-        let text = metrics.render();
-        assert!(text.contains("antiphon_replies_total{kind=\"late\"} 1"), "{text}");
-        assert!(text.contains("antiphon_calls_in_flight 0"), "{text}");
-        assert_eq!(metrics.replies_of("late"), 1);
+        metrics.produce_errors.get_or_create(&ProduceErrorLabels { kind: "unknown" }).inc();
+        metrics.kafka_connections.get_or_create(&RoleLabels { role: "lane" }).inc();
+        metrics.dead_letters.get_or_create(&DeadLetterLabels { class: "timeout" }).inc();
+        let collected = MethodLabels { method: Arc::from("/p.S/M") };
+        metrics.collected_replies.get_or_create(&collected).inc();
+        let labels = TopicLabels { messaging_destination_name: topic };
+        metrics.dead_letter_records.get_or_create(&labels).set(1);
+        metrics.idempotent.get_or_create(&IdempotentLabels { kind: "first" }).inc();
+        metrics
+    }
+
+    /// The reference is what is scraped: names, kinds, labels and words.
+    #[test]
+    fn the_reference_is_what_is_scraped() {
+        let text = touched().render();
+        let mut scraped: BTreeMap<&str, (&str, BTreeSet<&str>)> = BTreeMap::new();
+        for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+            let (name, kind) = line.split_once(' ').unwrap();
+            scraped.insert(name, (kind, BTreeSet::new()));
+        }
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let Some((name, labels)) = line.split_once('{') else { continue };
+            let name = ["_total", "_bucket", "_sum", "_count"]
+                .iter()
+                .find_map(|suffix| name.strip_suffix(suffix).filter(|name| scraped.contains_key(name)))
+                .unwrap_or(name);
+            let labels = labels.split('}').next().unwrap().split(',');
+            let names = labels.filter_map(|label| label.split_once('=')).map(|(name, _)| name);
+            scraped.get_mut(name).unwrap().1.extend(names.filter(|name| *name != "le"));
+        }
+        let expected: BTreeMap<&str, (&str, BTreeSet<&str>)> =
+            ROWS.iter().map(|row| (row.name, (row.kind, row.labels.iter().copied().collect()))).collect();
+        assert_eq!(scraped, expected);
+        for row in ROWS {
+            assert!(text.contains(&format!("# HELP {} {}", row.name, row.help)), "{}", row.name);
+        }
+    }
+
+    #[test]
+    fn calls_are_counted_once_and_shown_in_two_ways() {
+        let text = touched().render();
+        for line in [
+            "antiphon_calls_total{method=\"/p.S/M\",code=\"OK\"} 1",
+            "rpc_server_call_duration_seconds_count{rpc_system_name=\"grpc\",rpc_method=\"p.S/M\",rpc_response_status_code=\"OK\"} 1",
+            "rpc_server_call_duration_seconds_sum{rpc_system_name=\"grpc\",rpc_method=\"p.S/M\",rpc_response_status_code=\"OK\"} 0.001",
+            "messaging_client_sent_messages_total{messaging_destination_name=\"pay\"} 3",
+            "antiphon_batch_records_bucket{le=\"+Inf\",messaging_destination_name=\"pay\"} 1",
+            "antiphon_replies_total{kind=\"late\"} 1",
+            "antiphon_calls_in_flight 0",
+            "antiphon_lane_calls_waiting{messaging_destination_name=\"pay\",messaging_destination_partition_id=\"1\"} 6",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
     }
 }

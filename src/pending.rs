@@ -10,6 +10,11 @@
 //! so reply, time-out, a caller that goes away and shutdown all end in the same
 //! line of code. A freed slot remembers the id it had and how that call ended,
 //! so that what arrives later can be told apart: late, or a duplicate.
+//!
+//! A call that has several replies waits for them beside its slot, in a queue of
+//! its own ([`Replies`]), which can outlive neither its bounds nor its call.
+
+mod replies;
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -18,6 +23,8 @@ use std::task::{Poll, Waker};
 
 use crate::correlation::{CorrelationId, Minter, SLOT_BITS};
 use crate::transport::Received;
+
+pub use replies::{Bound, Bounds, Closed, Next, Replies, Room};
 
 /// Freed slots are taken again oldest first, and only when more than this many
 /// are free: so many ended calls can still be told apart.
@@ -81,6 +88,8 @@ pub enum Completion {
 pub enum WaitFor {
     /// A worker's reply.
     Reply,
+    /// Several replies, which go to their own queue.
+    Replies,
     /// Kafka's acknowledgement.
     Acknowledgement,
 }
@@ -92,6 +101,8 @@ pub enum Ended {
     Answered,
     /// Its deadline passed.
     TimedOut,
+    /// It had several replies and needs no more.
+    Complete,
     /// Its caller went away, or it failed before a reply could come.
     GivenUp,
 }
@@ -103,6 +114,8 @@ pub enum Verdict {
     Delivered,
     /// It is kept for a waiting call until the end of its reply comes.
     Kept,
+    /// Its call had no room for it, or has missed one before it; it will end.
+    Refused,
     /// Its call has had a reply already.
     Duplicate,
     /// Its call had ended without one.
@@ -142,20 +155,18 @@ struct Slot {
 
 #[derive(Debug)]
 enum State {
-    /// `part` is the message of a reply whose end is still to come.
-    Waiting {
-        wait_for: WaitFor,
-        progress: Progress,
-        waker: Option<Waker>,
-        part: Option<Box<Received>>,
-    },
-    Done {
-        completion: Option<Completion>,
-        progress: Progress,
-    },
-    Free {
-        ended: Ended,
-    },
+    Waiting { wait_for: WaitFor, progress: Progress, waker: Option<Waker>, more: Option<Box<More>> },
+    Done { completion: Option<Completion>, progress: Progress },
+    Free { ended: Ended },
+}
+
+/// What the slots of few calls have besides; boxed, since all would carry it.
+#[derive(Debug)]
+enum More {
+    /// The message of a reply whose end is still to come.
+    Part(Received),
+    /// Where several replies go.
+    Replies(Arc<Replies>),
 }
 
 impl Pending {
@@ -174,7 +185,13 @@ impl Pending {
     /// Takes a place for a call. Do this before the request is sent: a fast
     /// worker beats a slow registration.
     pub fn register(self: &Arc<Self>, wait_for: WaitFor) -> Result<Ticket, Full> {
-        let id = self.lock().take(wait_for)?;
+        let id = self.lock().take(wait_for, None)?;
+        Ok(Ticket { pending: Arc::clone(self), id, ended: Ended::GivenUp })
+    }
+
+    /// The same for a call that has several replies: they go to `replies`.
+    pub fn register_for(self: &Arc<Self>, replies: Arc<Replies>) -> Result<Ticket, Full> {
+        let id = self.lock().take(WaitFor::Replies, Some(Box::new(More::Replies(replies))))?;
         Ok(Ticket { pending: Arc::clone(self), id, ended: Ended::GivenUp })
     }
 
@@ -204,16 +221,26 @@ impl Pending {
             return self.unheard_of(id);
         }
         match &mut slot.state {
-            State::Waiting { wait_for: WaitFor::Reply, part, .. } => {
+            State::Waiting { wait_for: WaitFor::Reply, more, .. } => {
                 let Some(mut reply) = reply.take() else { return Verdict::Duplicate };
-                if let Some(part) = part.take() {
-                    join(&mut reply, *part);
+                if let Some(more) = more.take()
+                    && let More::Part(part) = *more
+                {
+                    join(&mut reply, part);
                 }
                 let waker = slot.complete(Completion::Reply(Box::new(reply)));
                 drop(slots);
                 wake(waker);
                 Verdict::Delivered
             }
+            State::Waiting { wait_for: WaitFor::Replies, more, .. } => match more.as_deref() {
+                Some(More::Replies(replies)) => {
+                    let replies = Arc::clone(replies);
+                    drop(slots);
+                    replies.push(reply)
+                }
+                _ => Verdict::Late,
+            },
             // The call waits for the acknowledgement alone; nobody asked for a reply.
             State::Waiting { wait_for: WaitFor::Acknowledgement, .. } => Verdict::Late,
             State::Done { .. } | State::Free { ended: Ended::Answered } => Verdict::Duplicate,
@@ -226,7 +253,7 @@ impl Pending {
     pub fn keep_part(&self, id: CorrelationId, part: &mut Option<Received>) -> Verdict {
         let mut slots = self.lock();
         let kept = match slots.live(id) {
-            Some(Slot { state: State::Waiting { wait_for: WaitFor::Reply, part: kept, .. }, .. }) => kept,
+            Some(Slot { state: State::Waiting { wait_for: WaitFor::Reply, more, .. }, .. }) => more,
             // Told apart as any reply is; none of these takes it.
             _ => {
                 drop(slots);
@@ -234,10 +261,11 @@ impl Pending {
             }
         };
         let Some(part) = part.take() else { return Verdict::Duplicate };
-        let Some(first) = kept.as_ref().map(|first| first.offset) else {
-            *kept = Some(Box::new(part));
+        let Some(More::Part(Received { offset: first, .. })) = kept.as_deref() else {
+            *kept = Some(Box::new(More::Part(part)));
             return Verdict::Kept;
         };
+        let first = *first;
         let completion = Completion::SecondMessage { first, second: Box::new(part) };
         let waker = slots.live(id).and_then(|slot| slot.complete(completion));
         drop(slots);
@@ -271,7 +299,7 @@ impl Pending {
             State::Waiting { wait_for, progress, .. } => {
                 *progress = Progress::Appended(at);
                 match wait_for {
-                    WaitFor::Reply => None,
+                    WaitFor::Reply | WaitFor::Replies => None,
                     WaitFor::Acknowledgement => slot.complete(Completion::Acknowledged(at)),
                 }
             }
@@ -289,8 +317,13 @@ impl Pending {
     pub fn fail(&self, id: CorrelationId, failure: SendFailure) {
         let mut slots = self.lock();
         let Some(slot) = slots.live(id) else { return };
-        if let State::Waiting { progress, .. } = &mut slot.state {
+        if let State::Waiting { progress, more, .. } = &mut slot.state {
             *progress = Progress::NotSent("it never will be".into());
+            if let Some(More::Replies(replies)) = more.as_deref() {
+                let replies = Arc::clone(replies);
+                drop(slots);
+                return replies.fail(failure);
+            }
             let waker = slot.complete(Completion::Failed(failure));
             drop(slots);
             wake(waker);
@@ -307,9 +340,17 @@ impl Pending {
         }
     }
 
-    /// Whether `id` leads to a call that still waits.
+    /// Whether `id` leads to a call that still waits, and of whose replies none
+    /// has come: its request may be sent again, if it may at all.
     pub fn is_waiting(&self, id: CorrelationId) -> bool {
-        matches!(self.lock().live(id), Some(Slot { state: State::Waiting { .. }, .. }))
+        match self.lock().live(id) {
+            Some(Slot { state: State::Waiting { more: None, .. }, .. }) => true,
+            Some(Slot { state: State::Waiting { more: Some(more), .. }, .. }) => match &**more {
+                More::Part(_) => true,
+                More::Replies(replies) => !replies.have_begun(),
+            },
+            _ => false,
+        }
     }
 
     fn unheard_of(&self, id: CorrelationId) -> Verdict {
@@ -324,7 +365,7 @@ impl Pending {
 }
 
 impl Slots {
-    fn take(&mut self, wait_for: WaitFor) -> Result<CorrelationId, Full> {
+    fn take(&mut self, wait_for: WaitFor, more: Option<Box<More>>) -> Result<CorrelationId, Full> {
         let may_grow = self.all.len() < self.slots_max as usize;
         let reusable =
             if self.free.len() > ENDED_REMEMBERED || !may_grow { self.free.pop_front() } else { None };
@@ -334,10 +375,8 @@ impl Slots {
             None => return Err(Full { slots_max: self.slots_max }),
         };
         let id = self.minter.mint(index);
-        let slot = Slot {
-            id,
-            state: State::Waiting { wait_for, progress: Progress::Queued, waker: None, part: None },
-        };
+        let state = State::Waiting { wait_for, progress: Progress::Queued, waker: None, more };
+        let slot = Slot { id, state };
         match self.all.get_mut(index as usize) {
             Some(place) => *place = slot,
             None => self.all.push(slot),
@@ -421,6 +460,11 @@ impl Ticket {
     /// What is known of the request by now.
     pub fn progress(&self) -> Progress {
         self.pending.progress_of(self.id).unwrap_or(Progress::Queued)
+    }
+
+    /// The call, which had several replies, needs no more of them.
+    pub fn mark_complete(&mut self) {
+        self.ended = Ended::Complete;
     }
 
     /// The call's deadline has passed; whenever it ends now, it has timed out.

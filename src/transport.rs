@@ -31,14 +31,18 @@ impl Record {
     /// Bytes of key, value and headers, with Kafka's overhead per record and
     /// header rounded up.
     pub fn size(&self) -> usize {
-        const PER_RECORD: usize = 24;
-        const PER_HEADER: usize = 6;
-        let headers: usize = self.headers.iter().map(|(n, v)| n.len() + v.len() + PER_HEADER).sum();
-        PER_RECORD
-            + self.key.as_ref().map_or(0, Bytes::len)
-            + self.value.as_ref().map_or(0, Bytes::len)
-            + headers
+        let bytes = |part: &Option<Bytes>| part.as_ref().map_or(0, Bytes::len);
+        PER_RECORD + bytes(&self.key) + bytes(&self.value) + size_of_headers(&self.headers)
     }
+}
+
+/// Kafka's overhead for a record, rounded up.
+const PER_RECORD: usize = 24;
+/// The same for a header.
+const PER_HEADER: usize = 6;
+
+fn size_of_headers(headers: &[(HeaderName, Bytes)]) -> usize {
+    headers.iter().map(|(name, value)| name.len() + value.len() + PER_HEADER).sum()
 }
 
 /// A record that was read.
@@ -57,6 +61,12 @@ pub struct Received {
 }
 
 impl Received {
+    /// Bytes of key, value and headers, as [`Record::size`] counts them.
+    pub fn size(&self) -> usize {
+        let bytes = |part: &Option<Bytes>| part.as_ref().map_or(0, Bytes::len);
+        PER_RECORD + bytes(&self.key) + bytes(&self.value) + size_of_headers(&self.headers)
+    }
+
     /// The value of the header `name`.
     pub fn header(&self, name: &str) -> Option<&Bytes> {
         self.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value)
@@ -201,9 +211,36 @@ pub trait PartitionReader: Send {
     /// Offset that the next record will have.
     async fn end_offset(&mut self) -> Result<i64, FetchError>;
 
+    /// Offset of the first record whose time stamp is not before `time_ms`,
+    /// milliseconds since 1970; where there is none, the end.
+    async fn offset_at(&mut self, time_ms: i64) -> Result<i64, FetchError>;
+
     /// Records from `offset` on; waits up to `wait` for the first.
     async fn fetch(&mut self, offset: i64, wait: Duration) -> Result<Fetched, FetchError>;
 
     /// Lets the broker drop all records before `offset`.
     async fn trim(&mut self, offset: i64) -> Result<(), FetchError>;
+}
+
+/// How far one consumer group has come on a partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupProgress {
+    /// The group's id.
+    pub group: String,
+    /// Offset of the first record that it has not committed; `None` when it has
+    /// committed nothing here.
+    pub committed: Option<i64>,
+    /// How many members it has; `None` where the broker does not tell.
+    pub members: Option<usize>,
+    /// Client id of the member that has the partition, where one has it and the
+    /// broker tells.
+    pub holder: Option<String>,
+}
+
+/// What brokers tell of consumer groups.
+#[async_trait]
+pub trait Groups: Send + Sync {
+    /// The groups that have committed an offset of the partition, or have a
+    /// member to which it is assigned.
+    async fn groups_on(&self, topic: &str, partition: i32) -> Result<Vec<GroupProgress>, ClusterError>;
 }

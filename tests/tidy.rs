@@ -66,7 +66,7 @@ fn room_of(file: &str) -> &str {
 #[test]
 fn rooms_know_only_what_is_below_them() {
     const WITHIN_LAYER: [&str; 3] = ["Words", "Pure", "Composition"];
-    const BESIDE: [(&str, &str); 1] = [("admin", "ingress")];
+    const BESIDE: [(&str, &str); 2] = [("admin", "ingress"), ("why", "dead_letters")];
 
     let layers = layers();
     let mut place = BTreeMap::new();
@@ -251,6 +251,14 @@ fn the_readme_and_the_files_it_names_agree() {
             "README links to {file}, which is not there"
         );
     }
+}
+
+/// The table in `docs/metrics.md` is the code's, word for word.
+#[test]
+fn the_metrics_reference_is_the_codes() {
+    let page = fs::read_to_string(root().join("docs/metrics.md")).unwrap();
+    let table = antiphon::metrics::table();
+    assert!(page.contains(&table), "docs/metrics.md should have this table:\n{table}");
 }
 
 /// `docs/configuration.md` has every setting, with the code's default.

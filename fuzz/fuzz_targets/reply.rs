@@ -43,6 +43,7 @@ fn custom() -> Custom {
         reply_partition_form: PartitionForm::Int32,
         error_code: Some("x-code".to_owned()),
         error_message: Some("x-error".to_owned()),
+        last: None,
     }
 }
 

@@ -5,20 +5,29 @@
 //! | `/live` | 200 while the process runs |
 //! | `/ready` | 200 when calls are accepted, else 503 and the reason |
 //! | `/metrics` | OpenMetrics text |
+//!
+//! With `admin.token_file` requests must carry its token. Probes have none: for
+//! them `/live` and `/ready` are answered without, and `/ready` keeps its reason
+//! to itself.
 
 pub mod config;
+mod token;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::net::TcpListener;
 
 use crate::exchange::{Instance, Phase};
 use crate::ingress::Acceptor;
+
+pub use token::Token;
 
 /// What the admin listener shows.
 #[derive(Debug, Clone)]
@@ -27,6 +36,8 @@ pub struct Admin {
     pub instance: Arc<Instance>,
     /// Its connections.
     pub acceptor: Arc<Acceptor>,
+    /// The token that requests must carry.
+    pub token: Token,
 }
 
 impl Admin {
@@ -36,6 +47,7 @@ impl Admin {
             .route("/live", get(async || "live\n"))
             .route("/ready", get(ready))
             .route("/metrics", get(metrics))
+            .layer(from_fn_with_state(self.token.clone(), token::ask))
             .with_state(self);
         if let Err(error) = axum::serve(listener, router).await {
             tracing::error!(%error, "admin listener ended");
@@ -43,8 +55,14 @@ impl Admin {
     }
 }
 
-async fn ready(State(admin): State<Admin>) -> (StatusCode, &'static str) {
-    match admin.instance.phase() {
+async fn ready(State(admin): State<Admin>, headers: HeaderMap) -> (StatusCode, Cow<'static, str>) {
+    if admin.instance.phase() == Phase::NotReady
+        && admin.token.is_in(&headers)
+        && let Some(trouble) = admin.instance.trouble()
+    {
+        return (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {trouble}\n").into());
+    }
+    let (code, text) = match admin.instance.phase() {
         Phase::Ready => (StatusCode::OK, "ready\n"),
         Phase::NotReady => (
             StatusCode::SERVICE_UNAVAILABLE,
@@ -52,14 +70,13 @@ async fn ready(State(admin): State<Admin>) -> (StatusCode, &'static str) {
         ),
         Phase::Leaving => (StatusCode::SERVICE_UNAVAILABLE, "about to drain\n"),
         Phase::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
-    }
+    };
+    (code, text.into())
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {
     let metrics = &admin.instance.metrics;
-    // Gauges are read from where the truth is, when somebody asks.
-    metrics.calls_in_flight.set(i64::try_from(admin.instance.pending_calls()).unwrap_or(i64::MAX));
-    metrics.bytes_held.set(i64::try_from(admin.instance.budget.bytes()).unwrap_or(i64::MAX));
+    admin.instance.observe();
     metrics.connections.set(i64::from(admin.acceptor.open()));
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, content_type)], metrics.render()).into_response()

@@ -239,7 +239,13 @@ const SETTERS: &[(&str, Setter)] = setters![
     dead_letter_on,
     dead_letter_topic,
     cancel_record,
-    in_flight_max
+    in_flight_max,
+    replies,
+    until_last,
+    partial_on_timeout,
+    replies_field,
+    skip_errors,
+    replies_max
 ];
 
 #[cfg(test)]

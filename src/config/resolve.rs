@@ -273,7 +273,19 @@ impl Judge<'_> {
 
     fn admin(&mut self) -> admin::Config {
         let part = Admin::read(self.layers, self.mistakes);
-        admin::Config { listen: value(part.listen, |listen| listen.0, admin::Config::default().listen) }
+        if let Some(file) = &part.token_file {
+            match std::fs::read_to_string(&file.value) {
+                Ok(text) if text.lines().next().unwrap_or_default().trim().is_empty() => {
+                    self.mistakes.push(file.place.mistake("the token must not be empty"));
+                }
+                Ok(_) => {}
+                Err(error) => self.mistakes.push(file.place.mistake(unreadable(&file.value, &error))),
+            }
+        }
+        admin::Config {
+            listen: value(part.listen, |listen| listen.0, admin::Config::default().listen),
+            token_file: part.token_file.map(|file| file.value),
+        }
     }
 
     fn limits(&mut self) -> exchange::LimitsConfig {
@@ -393,6 +405,7 @@ impl Judge<'_> {
             reply_partition: name(part.reply_partition),
             error_code: name(part.error_code),
             error_message: name(part.error_message),
+            last: name(part.last),
             correlation_id: correlation_id?,
             reply_topic: reply_topic?,
             correlation_form: value(part.correlation_form, |form| form.0, CorrelationForm::Text),

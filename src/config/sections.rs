@@ -197,6 +197,10 @@ sections! {
         /// Address and port of metrics, live and ready; port 0 takes a free
         /// one.
         listen: Listen = "127.0.0.1:9464",
+        /// File whose first line is the token that requests must carry
+        /// (authorization: Bearer); read again for each. Default: none, and
+        /// whoever reaches the listener may read.
+        token_file: PathBuf = "",
     }
 
     /// Bounds on what is held.
@@ -310,6 +314,9 @@ sections! {
         /// Header of replies for what went wrong; without error_code its
         /// presence is the error, UNKNOWN. Default: none but grpc-message.
         error_message: String = "",
+        /// Header of replies that no other one follows, for methods that
+        /// collect several. Default: antiphon-last.
+        last: String = "",
     }
 
     /// Schemas of messages, for the format confluent-protobuf.

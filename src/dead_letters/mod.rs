@@ -110,6 +110,17 @@ impl DeadLetterTopic {
     }
 }
 
+/// How many records a topic has, as far as its offsets tell: those that were
+/// compacted or belong to transactions count too.
+pub async fn count(cluster: &dyn Cluster, topic: &DeadLetterTopic) -> Result<u64, Error> {
+    let mut records = 0;
+    for partition in 0..topic.partitions {
+        let (start, end) = read::bounds(cluster, topic, partition).await?;
+        records += u64::try_from(end - start).unwrap_or_default();
+    }
+    Ok(records)
+}
+
 /// The cluster's topics with their partitions.
 pub async fn topics(cluster: &dyn Cluster) -> Result<HashMap<String, i32>, Error> {
     Ok(cluster.topics().await?.into_iter().map(|topic| (topic.name, topic.partitions)).collect())

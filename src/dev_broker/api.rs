@@ -97,6 +97,8 @@ pub(super) async fn serve(shared: &Shared, local: SocketAddr, frame: Bytes) -> O
         Api::Heartbeat => run::<HeartbeatRequest>(shared, local, call).await,
         Api::LeaveGroup => run::<LeaveGroupRequest>(shared, local, call).await,
         Api::SyncGroup => run::<SyncGroupRequest>(shared, local, call).await,
+        Api::DescribeGroups => run::<DescribeGroupsRequest>(shared, local, call).await,
+        Api::ListGroups => run::<ListGroupsRequest>(shared, local, call).await,
         Api::ApiVersions => run::<ApiVersionsRequest>(shared, local, call).await,
         Api::CreateTopics => run::<CreateTopicsRequest>(shared, local, call).await,
         Api::DeleteTopics => run::<DeleteTopicsRequest>(shared, local, call).await,

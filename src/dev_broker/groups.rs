@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use bytes::Bytes;
+use kafka_protocol::messages::describe_groups_response::{DescribedGroup, DescribedGroupMember};
 use kafka_protocol::messages::join_group_request::JoinGroupRequestProtocol;
 use kafka_protocol::messages::join_group_response::JoinGroupResponseMember;
 use kafka_protocol::messages::leave_group_request::MemberIdentity;
@@ -301,6 +302,40 @@ impl Groups {
 
     pub(super) fn committed(&self, group: &str, topic: &str, partition: i32) -> Option<Committed> {
         self.by_id.get(group)?.offsets.get(&(topic.to_owned(), partition)).cloned()
+    }
+
+    /// Every group, with its protocol type.
+    pub(super) fn list(&self) -> Vec<(String, StrBytes)> {
+        self.by_id.iter().map(|(id, group)| (id.clone(), group.protocol_type.clone())).collect()
+    }
+
+    /// What a group is at the moment; one that nobody knows is dead, as Kafka
+    /// has it.
+    pub(super) fn describe(&mut self, now: Instant, id: &str, version: i16) -> DescribedGroup {
+        let described = DescribedGroup::default();
+        let Some(group) = self.by_id.get_mut(id) else {
+            return described.with_group_state(StrBytes::from_static_str("Dead"));
+        };
+        group.tick(now);
+        let state = match group.phase {
+            Phase::Empty => "Empty",
+            Phase::Joining => "PreparingRebalance",
+            Phase::Syncing => "CompletingRebalance",
+            Phase::Stable => "Stable",
+        };
+        let member = |(id, member): (&String, &Member)| {
+            let instance = member.instance.as_deref().filter(|_| version >= 4).map(text);
+            DescribedGroupMember::default()
+                .with_member_id(text(id))
+                .with_group_instance_id(instance)
+                .with_client_id(text(id))
+                .with_member_assignment(member.assignment.clone())
+        };
+        described
+            .with_group_state(StrBytes::from_static_str(state))
+            .with_protocol_type(group.protocol_type.clone())
+            .with_protocol_data(group.protocol.clone())
+            .with_members(group.members.iter().map(member).collect())
     }
 
     /// Every partition that a group has an offset for.

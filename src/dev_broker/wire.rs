@@ -102,6 +102,10 @@ apis! {
     /// Hand out or receive a member's partitions.
     SyncGroup = 14, 0..=5, flexible 4,
         [Text, Skip(4), Text, Since(3, &Text), Since(5, &Text), Since(5, &Text), Each(&[Text, Blob])];
+    /// Members of groups, and what each has.
+    DescribeGroups = 15, 0..=4, flexible 5, [Plain(&Text), Since(3, &Skip(1))];
+    /// Which groups there are.
+    ListGroups = 16, 0..=2, flexible 3, [];
     /// Which APIs there are.
     ApiVersions = 18, 0..=3, flexible 3, [Since(3, &Text), Since(3, &Text)];
     /// Create topics.

@@ -151,7 +151,7 @@ impl Scribe {
         };
         let parcel = Parcel {
             owner: Owner::Aftermath(rest),
-            _held: held,
+            held,
             record,
             behind: None,
             compression: Compression::None,

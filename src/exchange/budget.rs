@@ -4,8 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::Why;
 use super::config::LimitsConfig;
+use crate::metrics::micros;
+use crate::pending::Room;
 use crate::route::{Route, RouteTable};
 
 /// When a refused caller should come back.
@@ -34,12 +38,18 @@ impl Budget {
         })
     }
 
+    /// The most that may be held of them.
+    pub(super) const fn bytes_max(&self) -> u64 {
+        self.bytes_max
+    }
+
     /// Calls in flight.
     pub fn calls(&self) -> u32 {
         self.calls.load(Ordering::Relaxed)
     }
 
-    /// Bytes of their request messages.
+    /// Bytes of their request messages, and of replies that wait: for others, or
+    /// to be taken.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
@@ -61,9 +71,15 @@ impl Budget {
         Ok(permit)
     }
 
-    /// Room for a message of which nothing has come yet.
-    pub fn no_bytes(self: &Arc<Self>) -> BytesHeld {
-        BytesHeld { budget: Arc::clone(self), bytes: 0 }
+    /// How many routes there are.
+    pub(super) fn routes(&self) -> usize {
+        self.by_route.len()
+    }
+
+    /// Room for a message of which nothing has come yet, of a call that began
+    /// then.
+    pub fn no_bytes(self: &Arc<Self>, began: Instant) -> BytesHeld {
+        BytesHeld { budget: Arc::clone(self), bytes: 0, began, sent_us: AtomicU64::new(0) }
     }
 }
 
@@ -79,14 +95,36 @@ pub struct Permit {
 }
 
 /// Room for a message, for as long as somebody has it: it may lie in its lane
-/// for longer than its call waits.
+/// for longer than its call waits. As call and lane both have it, it also tells
+/// the one when the other sent the message.
 #[derive(Debug)]
 pub struct BytesHeld {
     budget: Arc<Budget>,
     bytes: u64,
+    /// When the call began.
+    began: Instant,
+    /// How long after that the message was first sent, plus 1; 0: not yet.
+    sent_us: AtomicU64,
 }
 
 impl BytesHeld {
+    /// The message is sent now: how long the call has waited for that, unless
+    /// it was sent before. In microseconds.
+    pub(super) fn sent(&self, now: Instant) -> Option<u64> {
+        let waited = micros(now.saturating_duration_since(self.began));
+        let first = self.sent_us.load(Ordering::Relaxed) == 0;
+        if first {
+            self.sent_us.store(waited + 1, Ordering::Relaxed);
+        }
+        first.then_some(waited)
+    }
+
+    /// How long ago the message was sent, if it was; in microseconds.
+    pub(super) fn since_sent(&self) -> Option<u64> {
+        let sent = self.sent_us.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(micros(self.began.elapsed()).saturating_sub(sent))
+    }
+
     /// Makes room for `more` bytes, or says that there is none.
     pub fn grow(&mut self, more: usize) -> Result<(), Why> {
         let more = more as u64;
@@ -96,6 +134,39 @@ impl BytesHeld {
             return Err(refused("limits.bytes_held_max (bytes of calls in flight)", max));
         }
         Ok(())
+    }
+}
+
+impl Room for BytesHeld {
+    fn take(&mut self, bytes: usize) -> bool {
+        let taken = self.grow(bytes).is_ok();
+        if !taken {
+            self.give_back(bytes);
+        }
+        taken
+    }
+
+    fn give_back(&mut self, bytes: usize) {
+        let bytes = (bytes as u64).min(self.bytes);
+        self.bytes -= bytes;
+        self.budget.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+impl BytesHeld {
+    /// Counts `more` bytes that are here already and can't be refused.
+    pub fn count(&mut self, more: u64) {
+        self.bytes += more;
+        self.budget.bytes.fetch_add(more, Ordering::Relaxed);
+    }
+
+    /// Room for some of the bytes, to be given back by itself.
+    #[must_use]
+    pub fn split(&mut self, bytes: u64) -> Self {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        let budget = Arc::clone(&self.budget);
+        Self { budget, bytes, began: self.began, sent_us: AtomicU64::new(0) }
     }
 }
 

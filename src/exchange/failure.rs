@@ -55,6 +55,22 @@ pub struct Trace {
     /// For a call with an idempotency key that was sent before: how it got its
     /// answer.
     pub repeat: Option<Repeat>,
+    /// Of a call that has several replies: how many there were. Boxed, since
+    /// all would carry it.
+    pub replies: Option<Box<Tally>>,
+}
+
+/// The replies of one call, counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// How many came, errors among them.
+    pub came: u32,
+    /// How many are all, where that is known.
+    pub expected: Option<u32>,
+    /// How many were errors that the route leaves out.
+    pub skipped: u32,
+    /// The deadline came before the end, and what had come is the answer.
+    pub partial: bool,
 }
 
 /// How a call with a known idempotency key got its answer.
@@ -79,7 +95,7 @@ impl Repeat {
 impl Trace {
     /// Of a call that has sent nothing.
     pub fn nothing_sent(topic: Arc<str>) -> Self {
-        Self { id: None, outcome: Outcome::NotSent, topic, at: None, repeat: None }
+        Self { id: None, outcome: Outcome::NotSent, topic, at: None, repeat: None, replies: None }
     }
 }
 
@@ -158,6 +174,35 @@ pub enum Why {
     /// No reply within the deadline.
     #[error("no reply within the deadline")]
     TimedOut,
+    /// Replies, but not the last of them within the deadline.
+    #[error("the deadline passed before the last reply; {came} came")]
+    Unfinished {
+        /// How many came.
+        came: u32,
+    },
+    /// Replies that the caller did not read within the deadline.
+    #[error("the deadline passed before the caller had read all replies; {came} came")]
+    NotRead {
+        /// How many of them were on their way to it.
+        came: u32,
+    },
+    /// More replies, or larger ones, than one call may have.
+    #[error("the replies to this call are more than {what} allows, which is {limit}")]
+    TooManyReplies {
+        /// Which bound.
+        what: &'static str,
+        /// Its value.
+        limit: u64,
+    },
+    /// A reply was lost between the worker and here.
+    #[error("reply {number} to this call was lost on its way")]
+    ReplyLost {
+        /// Its place among them.
+        number: u64,
+    },
+    /// An idempotency key for what can't be kept.
+    #[error("this method streams its answer, which can't be kept for an idempotency-key; call it without")]
+    KeyOfStream,
     /// The deadline had passed when the call arrived.
     #[error("the deadline had passed before anything was sent")]
     TooLate,

@@ -1,5 +1,7 @@
 //! A call whose request is on its way.
 
+mod collect;
+
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -20,6 +22,8 @@ use crate::route::Route;
 use crate::terms::DeadLetterOn;
 use crate::transport::{Received, Record};
 
+pub(super) use collect::{Collecting, Step};
+
 /// A method that returns this has nothing to say, so a null value says it.
 const EMPTY: &str = "google.protobuf.Empty";
 
@@ -35,6 +39,9 @@ pub(super) struct Flight {
     /// The request again, where the route may want it as a dead letter.
     request: Option<(Record, Arc<BytesHeld>)>,
     pass: Option<Pass>,
+    /// Where the replies come, for a call that has several; boxed, since all
+    /// would carry it.
+    collecting: Option<Box<Collecting>>,
     /// Counts on its partition for as long as it is in the air.
     _waiting: Option<Waiting>,
     landed: bool,
@@ -58,7 +65,8 @@ impl Flight {
         let pass = exchange.pass_circuit(&route.request_topic).map_err(unsent)?;
 
         // Registered before anything is sent: a fast worker beats a slow registration.
-        let ticket = exchange.register(route).map_err(|why| {
+        let collecting = route.replies.as_ref().map(|_| Box::new(Collecting::new(exchange, route)));
+        let ticket = exchange.register(route, collecting.as_deref()).map_err(|why| {
             exchange.settle_circuit(&route.request_topic, pass, Ending::Neither);
             unsent(why)
         })?;
@@ -74,6 +82,7 @@ impl Flight {
             key: key.filter(|_| route.cancel_record).as_deref().map(Bytes::copy_from_slice),
             request: keep.then(|| (parcel.record.clone(), held)),
             pass: Some(pass),
+            collecting,
             _waiting: None,
             landed: false,
         };
@@ -91,6 +100,11 @@ impl Flight {
         self.ticket.id()
     }
 
+    /// When its caller gives up.
+    pub(super) fn deadline(&self) -> Instant {
+        self.deadline.at()
+    }
+
     /// Waits for the end, at most until the deadline.
     pub(super) async fn land(mut self) -> Result<Answer, Failure> {
         match self.arrive_by(self.deadline.at()).await {
@@ -101,6 +115,10 @@ impl Flight {
 
     /// Waits for the end, at most until `limit`.
     pub(super) async fn arrive_by(&mut self, limit: Instant) -> Option<Result<Answer, Failure>> {
+        if self.collecting.is_some() {
+            // Boxed: few calls have several replies, and all would have to carry it.
+            return Box::pin(self.collect(limit)).await;
+        }
         match timeout_at(limit, self.ticket.wait()).await {
             Ok(completion) => Some(self.conclude(completion, limit).await),
             Err(_) => None,
@@ -171,7 +189,8 @@ impl Flight {
 
     /// The record as a reply, its message in the format of gRPC.
     fn decode(&self, record: Received) -> Result<Answered, DecodeError> {
-        let null_is_empty = self.route.output.full_name() == EMPTY;
+        let replied = self.route.reply_type();
+        let null_is_empty = replied.full_name() == EMPTY;
         let max = self.exchange.message_bytes_max();
         let (format, has_value) = (&self.route.format, record.value.is_some());
         if matches!(format, Format::Protobuf) {
@@ -182,7 +201,7 @@ impl Flight {
         let has_message = has_value && reply.result.is_ok();
         // Without a value there is nothing to convert: an empty message was meant.
         if has_message && let Ok(value) = &mut reply.result {
-            let message = format.decode(&self.route.output, std::mem::take(value))?;
+            let message = format.decode(replied, std::mem::take(value))?;
             if message.len() > max {
                 return Err(DecodeError::TooLarge { found: message.len(), max });
             }
@@ -194,7 +213,7 @@ impl Flight {
     async fn check_schema(&self, value: &Bytes, limit: Instant) -> Result<(), DecodeError> {
         let (schema, _) = confluent::split(value)?;
         let Some(schemas) = self.exchange.schemas() else { return Ok(()) };
-        schemas.check(&schema, self.route.output.full_name(), limit).await
+        schemas.check(&schema, self.route.reply_type().full_name(), limit).await
     }
 
     fn bad_reply(&mut self, offset: i64, source: DecodeError, trace: Trace) -> Failure {
@@ -215,10 +234,14 @@ impl Flight {
     /// The deadline has passed. The call may still be waited for, with
     /// [`Flight::arrive_by`]; its caller is gone either way.
     pub(super) fn give_up(&mut self) -> Failure {
+        self.count_replies();
         self.landed = true;
         self.ticket.mark_timed_out();
         let trace = self.trace();
-        let why = why_not_in_time(self.ticket.progress());
+        let why = match &trace.replies {
+            Some(tally) if tally.came > 0 => Why::Unfinished { came: tally.came },
+            _ => why_not_in_time(self.ticket.progress()),
+        };
         if trace.outcome == Outcome::NotSent {
             self.settle(Ending::Neither);
         } else {
@@ -239,6 +262,14 @@ impl Flight {
         }
     }
 
+    /// Tells the worker, where the route wants it told, that nobody waits.
+    fn call_off(&mut self) {
+        let sent = !matches!(self.ticket.progress(), Progress::Queued | Progress::NotSent(_));
+        if self.route.cancel_record && sent {
+            self.exchange.scribe().cancel(&self.route, self.id(), self.partition, self.key.take());
+        }
+    }
+
     fn settle(&mut self, ending: Ending) {
         if let Some(pass) = self.pass.take() {
             self.exchange.settle_circuit(&self.route.request_topic, pass, ending);
@@ -252,7 +283,13 @@ impl Flight {
             _ => None,
         };
         let topic = Arc::clone(&self.route.request_topic);
-        Trace { id: Some(self.id()), outcome: Outcome::from(&progress), topic, at, repeat: None }
+        let replies = self.collecting.as_ref().map(|collecting| Box::new(collecting.tally));
+        // A fast worker beats the acknowledgement; its reply says as much.
+        let outcome = match &replies {
+            Some(tally) if tally.came > 0 => Outcome::Sent,
+            _ => Outcome::from(&progress),
+        };
+        Trace { id: Some(self.id()), outcome, topic, at, repeat: None, replies }
     }
 }
 
@@ -270,10 +307,7 @@ impl Drop for Flight {
             return;
         }
         self.settle(Ending::Neither);
-        let sent = !matches!(self.ticket.progress(), Progress::Queued | Progress::NotSent(_));
-        if self.route.cancel_record && sent {
-            self.exchange.scribe().cancel(&self.route, self.id(), self.partition, self.key.take());
-        }
+        self.call_off();
     }
 }
 

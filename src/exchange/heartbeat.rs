@@ -69,6 +69,7 @@ impl Heart {
                 Err(error) => {
                     let partition = self.place.partition();
                     tracing::warn!(partition, error, "heartbeat not written");
+                    self.instance.set_trouble(Some(&format!("heartbeat not written: {error}")));
                     writer = None;
                     backoff.pause().await;
                 }

@@ -322,7 +322,8 @@ fn timed_out(exchange: &Exchange, route: &Route, stage: &Stage) -> Failure {
         Progress::Appended(at) => Some(*at),
         _ => None,
     };
-    let trace = Trace { id: Some(*id), outcome: Outcome::from(&progress), topic, at, repeat: None };
+    let trace =
+        Trace { id: Some(*id), outcome: Outcome::from(&progress), topic, at, repeat: None, replies: None };
     Failure::new(Why::TimedOut, trace)
 }
 

@@ -1,7 +1,7 @@
 //! What the shards of one process have in common.
 
 use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -12,10 +12,11 @@ use super::budget::Budget;
 use super::circuit::Circuits;
 use super::config::{CircuitConfig, IdempotencyConfig};
 use super::idempotency::KeyStore;
+use super::lanes::Lanes;
 use super::lessee::Leases;
 use super::place::Place;
 use super::topics::TopicDirectory;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, ReplyPartition};
 use crate::pending::Pending;
 
 /// Whether calls are accepted.
@@ -44,6 +45,8 @@ pub struct Instance {
     life: u64,
     /// When a heartbeat of another life was last seen; as `heartbeat_ms`.
     rival_ms: AtomicU64,
+    /// What stood in the way of the reply path last, until a heartbeat comes back.
+    trouble: Mutex<Option<Arc<str>>>,
     phase: watch::Sender<Phase>,
     phase_now: AtomicU8,
     shards: Vec<ShardState>,
@@ -105,6 +108,8 @@ pub struct ShardState {
     seat: AtomicI32,
     /// The partitions that it reads; all must be in order.
     places: Mutex<Vec<Arc<Place>>>,
+    /// Its lanes, which end with its exchange.
+    lanes: OnceLock<Weak<Lanes>>,
 }
 
 /// There is no partition to which replies could come: no calls are let in.
@@ -114,7 +119,7 @@ const NO_NAME: i32 = -1;
 
 impl ShardState {
     fn new(pending: Arc<Pending>) -> Self {
-        Self { pending, seat: AtomicI32::new(NO_SEAT), places: Mutex::default() }
+        Self { pending, seat: AtomicI32::new(NO_SEAT), places: Mutex::default(), lanes: OnceLock::new() }
     }
 
     /// Whether calls may be let in, as far as replies are concerned.
@@ -168,6 +173,7 @@ impl Instance {
             started: Instant::now(),
             life: fastrand::u64(..),
             rival_ms: AtomicU64::new(0),
+            trouble: Mutex::default(),
             phase: watch::Sender::new(Phase::NotReady),
             phase_now: AtomicU8::new(Phase::NotReady as u8),
             shards,
@@ -216,6 +222,35 @@ impl Instance {
     /// cancel records.
     pub fn aftermath(&self) -> usize {
         self.aftermath.load(Ordering::Relaxed)
+    }
+
+    /// Brings the gauges up to date, from where the truth is.
+    pub fn observe(&self) {
+        let metrics = &self.metrics;
+        let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        metrics.calls_in_flight.set(number(self.pending_calls() as u64));
+        metrics.bytes_held.set(number(self.budget.bytes()));
+        let mut loads = Vec::new();
+        for state in &self.shards {
+            for place in state.lock().iter() {
+                let labels = ReplyPartition { messaging_destination_partition_id: place.partition() };
+                let age = match place.heartbeat_ms() {
+                    0 => -1.0,
+                    beat => self.now_ms().saturating_sub(beat) as f64 / 1e3,
+                };
+                metrics.heartbeat_age.get_or_create(&labels).set(age);
+            }
+            loads.extend(
+                state.lanes.get().and_then(Weak::upgrade).map(|lanes| lanes.loads()).unwrap_or_default(),
+            );
+        }
+        metrics.show_lanes(loads);
+    }
+
+    /// The lanes of `shard`, for those who look at what they have to do.
+    pub(super) fn show_lanes_of(&self, shard: usize, lanes: &Arc<Lanes>) {
+        // There is one exchange for each shard, so that nothing is there yet.
+        let _ = self.shards[shard].lanes.set(Arc::downgrade(lanes));
     }
 
     /// Counts one more of them.
@@ -307,6 +342,18 @@ impl Instance {
     /// Another process has written a heartbeat where only ours should be.
     pub(super) fn rival_seen(&self) {
         self.rival_ms.store(self.now_ms(), Ordering::Release);
+    }
+
+    /// What stands in the way of the reply path, as far as it is known.
+    pub fn trouble(&self) -> Option<Arc<str>> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_trouble(&self, trouble: Option<&str>) {
+        let mut known = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.as_deref() != trouble {
+            *known = trouble.map(Arc::from);
+        }
     }
 
     /// Whether another process has written heartbeats to the same reply topic

@@ -31,7 +31,7 @@ use crate::backoff::Backoff;
 use crate::correlation::CorrelationId;
 use crate::limits;
 use crate::message::VALUE_LEFT_OUT;
-use crate::metrics::{Metrics, ProduceErrorLabels};
+use crate::metrics::{Histogram, Metrics, ProduceErrorLabels, RoleLabels, micros};
 use crate::pending::{Coordinates, Pending, Progress, SendFailure};
 use crate::terms::Compression;
 use crate::transport::{Cluster, ClusterError, HeaderName, PartitionWriter, ProduceError, Record};
@@ -50,7 +50,7 @@ pub(super) struct Parcel {
     /// Whom it is for.
     pub(super) owner: Owner,
     /// Its message's bytes count as held until it is gone.
-    pub(super) _held: Option<Arc<BytesHeld>>,
+    pub(super) held: Option<Arc<BytesHeld>>,
     /// What to send.
     pub(super) record: Record,
     /// What must follow it at once, in the same batch: the end of a request
@@ -109,6 +109,24 @@ pub(super) struct Aftermath {
     pub(super) _held: Held,
 }
 
+/// Where a lane counts what is done for every request.
+pub(super) struct Measures {
+    wait: Arc<Histogram>,
+    send: Arc<Histogram>,
+    batch: Arc<Histogram>,
+}
+
+impl Measures {
+    /// Of a lane to `topic`.
+    pub(super) fn new(metrics: &Metrics, topic: &Arc<str>) -> Self {
+        Self {
+            wait: metrics.lane_wait.own(topic),
+            send: metrics.sends.own(&(Arc::clone(topic), "")),
+            batch: metrics.batches.own(topic),
+        }
+    }
+}
+
 /// What a lane works with.
 pub(super) struct Lane {
     pub(super) topic: Arc<str>,
@@ -117,6 +135,7 @@ pub(super) struct Lane {
     pub(super) pending: Arc<Pending>,
     pub(super) directory: Arc<TopicDirectory>,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) measures: Measures,
     pub(super) queue: mpsc::Receiver<Parcel>,
 }
 
@@ -222,8 +241,18 @@ impl Lane {
     ) -> Result<Option<i64>, ProduceError> {
         let connected = self.connect(writer).await?;
         // Only now: a call that ends while the lane connects has certainly sent nothing.
-        batch.retain(|parcel| self.begin_send(parcel));
-        if batch.is_empty() { Ok(None) } else { send(&mut **connected, batch).await }
+        let now = Instant::now();
+        batch.retain(|parcel| self.begin_send(parcel, now));
+        if batch.is_empty() {
+            return Ok(None);
+        }
+        let sent = send(&mut **connected, batch).await;
+        let took = micros(now.elapsed());
+        match &sent {
+            Ok(_) => self.measures.send.observe(took),
+            Err(error) => self.metrics.sends.observe(&(Arc::clone(&self.topic), kind_of(error)), took),
+        }
+        sent
     }
 
     /// Whether anybody still waits for it, or it is still to be tried.
@@ -239,9 +268,15 @@ impl Lane {
     }
 
     /// From here on it may be in the log. `false`: its call has just ended.
-    fn begin_send(&self, parcel: &Parcel) -> bool {
+    fn begin_send(&self, parcel: &Parcel, now: Instant) -> bool {
         match &parcel.owner {
-            Owner::Call(id) => self.pending.begin_send(*id),
+            Owner::Call(id) => {
+                let wanted = self.pending.begin_send(*id);
+                if wanted && let Some(waited) = parcel.held.as_ref().and_then(|held| held.sent(now)) {
+                    self.measures.wait.observe(waited);
+                }
+                wanted
+            }
             Owner::Aftermath(_) => true,
         }
     }
@@ -259,6 +294,7 @@ impl Lane {
         match writer {
             Some(connected) => Ok(connected),
             None => {
+                self.metrics.kafka_connections.get_or_create(&RoleLabels { role: "lane" }).inc();
                 let fresh = self.cluster.writer(&self.topic, self.partition).await;
                 Ok(writer.insert(fresh.map_err(|error| match error {
                     ClusterError::NoSuchTopic(_) => ProduceError::NoSuchTopic,
@@ -282,8 +318,7 @@ impl Lane {
             }
             records += parcel.records();
         }
-        self.metrics.produced_batches.inc();
-        self.metrics.produced_records.inc_by(records as u64);
+        self.measures.batch.observe(records as u64);
     }
 
     fn not_sent(&self, batch: &[Parcel], cause: &str) {
@@ -333,14 +368,7 @@ impl Lane {
     }
 
     fn note(&self, error: &ProduceError) {
-        let kind = match error {
-            ProduceError::NotSent(_) => "not-sent",
-            ProduceError::NoSuchTopic => "no-topic",
-            ProduceError::TooLarge => "too-large",
-            ProduceError::Refused(_) => "refused",
-            ProduceError::Throttled { .. } => "throttled",
-            ProduceError::Unknown(_) => "unknown",
-        };
+        let kind = kind_of(error);
         self.metrics.produce_errors.get_or_create(&ProduceErrorLabels { kind }).inc();
         tracing::warn!(topic = &*self.topic, partition = self.partition, %error, "produce failed");
     }
@@ -366,6 +394,18 @@ async fn send(writer: &mut dyn PartitionWriter, batch: &mut [Parcel]) -> Result<
         }
     }
     produced.map(|appended| appended.base_offset)
+}
+
+/// What is known after a failure, for the counters.
+fn kind_of(error: &ProduceError) -> &'static str {
+    match error {
+        ProduceError::NotSent(_) => "not-sent",
+        ProduceError::NoSuchTopic => "no-topic",
+        ProduceError::TooLarge => "too-large",
+        ProduceError::Refused(_) => "refused",
+        ProduceError::Throttled { .. } => "throttled",
+        ProduceError::Unknown(_) => "unknown",
+    }
 }
 
 fn error_text(wait: Duration) -> String {

@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
-use super::lane::{Lane, Parcel};
+use super::lane::{Lane, Measures, Parcel};
 use super::load::{self, Load, Waiting};
 use super::topics::TopicDirectory;
-use crate::metrics::Metrics;
+use crate::metrics::{LaneLoad, Metrics};
 use crate::pending::Pending;
 use crate::supervisor::{Supervisor, Task};
 use crate::transport::Cluster;
@@ -74,6 +74,23 @@ impl Lanes {
         }
     }
 
+    /// What each lane has to do.
+    pub(super) fn loads(&self) -> Vec<LaneLoad> {
+        let open = self.lock();
+        let of_topic = |(topic, lanes): (&Arc<str>, &TopicLanes)| {
+            let lanes =
+                lanes.by_partition.iter().enumerate().filter_map(|(n, lane)| Some((n, lane.as_ref()?)));
+            let load = |(partition, lane): (usize, &OpenLane)| LaneLoad {
+                topic: Arc::clone(topic),
+                partition: i32::try_from(partition).unwrap_or(i32::MAX),
+                records: lane.queue.max_capacity() - lane.queue.capacity(),
+                calls: lane.load.waiting(),
+            };
+            lanes.map(load).collect::<Vec<_>>()
+        };
+        open.iter().flat_map(of_topic).collect()
+    }
+
     /// The partition for a call without a key.
     pub(super) fn spread(&self, topic: &Arc<str>, partitions: i32) -> i32 {
         let mut open = self.lock();
@@ -98,6 +115,7 @@ impl Lanes {
             pending: Arc::clone(&self.pending),
             directory: Arc::clone(&self.directory),
             metrics: Arc::clone(&self.metrics),
+            measures: Measures::new(&self.metrics, topic),
             queue: receiver,
         };
         OpenLane { queue, load: Load::new(waiting), _task: self.supervisor.spawn("lane", lane.run()) }

@@ -23,16 +23,17 @@ mod orphans;
 mod place;
 mod replies;
 mod schemas;
+mod stream;
 mod topics;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use crate::deadline::Deadline;
 use crate::message::dialect::Custom;
 use crate::message::{self, IDEMPOTENCY_KEY, Reply, ReplyAddress, RequestParts};
-use crate::metrics::Metrics;
+use crate::metrics::{Histogram, Metrics};
 use crate::pending::{Pending, Ticket, WaitFor};
 use crate::route::{Idempotency, Partitioning, Route};
 use crate::supervisor::{Supervisor, Task};
@@ -43,7 +44,7 @@ use budget::{BytesHeld, Permit};
 use bytes::Bytes;
 use circuit::{Ending, Pass};
 use config::ReplyConfig;
-use flight::Flight;
+use flight::{Collecting, Flight};
 use heartbeat::{Heart, Trim};
 use lane::{Owner, Parcel};
 use lanes::{LaneFull, Lanes};
@@ -51,10 +52,11 @@ use lessee::Lessee;
 use load::Waiting;
 use replies::{Company, Reading, Recreate, ReplyReader};
 
-pub use failure::{Failure, Outcome, Repeat, Trace, Why};
+pub use failure::{Failure, Outcome, Repeat, Tally, Trace, Why};
 pub use instance::{Instance, Parts, Phase, ShardState};
 pub use janitor::Janitor;
 pub use schemas::{PrepareError, Schemas};
+pub use stream::{Item, ReplyStream};
 pub use topics::TopicDirectory;
 
 /// When a caller should come back that found a lane full.
@@ -112,6 +114,8 @@ pub struct Exchange {
     lanes: Arc<Lanes>,
     reply_topic: Bytes,
     settings: Settings,
+    /// By `Route::index`: where the waits for replies are counted.
+    reply_waits: Box<[OnceLock<Arc<Histogram>>]>,
     /// Readers and hearts; dropped, and so ended, with the exchange.
     _tasks: Vec<Task>,
 }
@@ -175,9 +179,19 @@ impl Exchange {
                 ReplyRouting::Partition | ReplyRouting::Shared => Company::Peers,
             },
         };
+        instance.show_lanes_of(shard, &lanes);
         let tasks = start_reading(reading, &settings, supervisor);
         let reply_topic = Bytes::copy_from_slice(instance.reply_topic().as_bytes());
-        Self { shard, pending, lanes, reply_topic, settings, _tasks: tasks, instance }
+        Self {
+            shard,
+            pending,
+            lanes,
+            reply_topic,
+            settings,
+            reply_waits: (0..instance.budget.routes()).map(|_| OnceLock::new()).collect(),
+            _tasks: tasks,
+            instance,
+        }
     }
 
     /// What the shards share.
@@ -195,7 +209,7 @@ impl Exchange {
         let unsent = |why| Failure::new(why, Trace::nothing_sent(Arc::clone(&route.request_topic)));
         self.accepts(deadline).map_err(unsent)?;
         let permit = self.instance.budget.admit(route).map_err(unsent)?;
-        let held = self.instance.budget.no_bytes();
+        let held = self.instance.budget.no_bytes(deadline.began());
         Ok(Admission { topic: Arc::clone(&route.request_topic), permit, held })
     }
 
@@ -215,10 +229,41 @@ impl Exchange {
     ) -> Result<Answer, Failure> {
         let Admission { permit: _permit, held, .. } = admission;
         let held = Arc::new(held);
-        match request.idempotency_key() {
+        let sent = Arc::clone(&held);
+        let answered = match request.idempotency_key() {
             Some(key) => idempotency::call(self, route, key, request, held).await,
             None => Flight::depart(self, route, request, held).await?.land().await,
+        };
+        if answered.is_ok()
+            && route.mode == Mode::RequestReply
+            && let Some(waited) = sent.since_sent()
+        {
+            self.count_reply_wait(route, waited);
         }
+        answered
+    }
+
+    fn count_reply_wait(&self, route: &Route, waited_us: u64) {
+        if let Some(own) = self.reply_waits.get(route.index) {
+            own.get_or_init(|| self.metrics().reply_wait.own(&route.path)).observe(waited_us);
+        }
+    }
+
+    /// A call whose answer is a stream and that has been let in before: once its
+    /// request is in its lane.
+    pub async fn stream_admitted(
+        self: &Arc<Self>,
+        route: &Arc<Route>,
+        request: Request,
+        admission: Admission,
+    ) -> Result<ReplyStream, Failure> {
+        let Admission { permit, held, .. } = admission;
+        if request.idempotency_key().is_some() {
+            let trace = Trace::nothing_sent(Arc::clone(&route.request_topic));
+            return Err(Failure::new(Why::KeyOfStream, trace));
+        }
+        let flight = Flight::depart(self, route, request, Arc::new(held)).await?;
+        Ok(ReplyStream::start(flight, permit, self.supervisor()))
     }
 
     fn accepts(&self, deadline: Deadline) -> Result<(), Why> {
@@ -260,16 +305,17 @@ impl Exchange {
         }
     }
 
-    fn register(&self, route: &Route) -> Result<Ticket, Why> {
+    fn register(&self, route: &Route, collecting: Option<&Collecting>) -> Result<Ticket, Why> {
         // The shard's lease may have been lost since the call was let in.
         if !self.instance.shards()[self.shard].is_seated() {
             return Err(Why::NotReady);
         }
-        let wait_for = match route.mode {
-            Mode::RequestReply => WaitFor::Reply,
-            Mode::OneWay => WaitFor::Acknowledgement,
+        let ticket = match (route.mode, collecting) {
+            (_, Some(collecting)) => self.pending.register_for(collecting.replies()),
+            (Mode::RequestReply, None) => self.pending.register(WaitFor::Reply),
+            (Mode::OneWay, None) => self.pending.register(WaitFor::Acknowledgement),
         };
-        self.pending.register(wait_for).map_err(|full| Why::Overloaded {
+        ticket.map_err(|full| Why::Overloaded {
             what: "limits.in_flight_max (calls in flight in one shard)",
             limit: full.slots_max.into(),
             retry_after: LANE_RETRY_AFTER,
@@ -305,7 +351,7 @@ impl Exchange {
         };
         Parcel {
             owner: Owner::Call(ticket.id()),
-            _held: Some(held),
+            held: Some(held),
             record,
             behind,
             compression: route.compression.unwrap_or(self.settings.compression),

@@ -17,6 +17,7 @@ use crate::backoff::Backoff;
 use crate::correlation::CorrelationId;
 use crate::message::dialect::{self, Custom, Kind};
 use crate::message::{HEARTBEAT, LEASE};
+use crate::metrics::{ReplyPartition, RoleLabels};
 use crate::pending::{Pending, Verdict};
 use crate::transport::{Cluster, FetchError, PartitionReader, Received};
 
@@ -91,6 +92,8 @@ impl ReplyReader {
             match interrupted {
                 Interrupted::Reopen(error) => {
                     tracing::warn!(%topic, partition, %error, "reply reader interrupted");
+                    let trouble = format!("reply topic {topic}: {error}");
+                    self.reading.instance.set_trouble(Some(&trouble));
                 }
                 // Only now replies are missed; else the offset stands, and the
                 // heartbeats tell when it takes too long.
@@ -108,6 +111,7 @@ impl ReplyReader {
 
     async fn read(&mut self, next_offset: &mut Option<i64>, backoff: &mut Backoff) -> Interrupted {
         let Reading { cluster, instance, fetch_wait, .. } = self.reading.clone();
+        instance.metrics.kafka_connections.get_or_create(&RoleLabels { role: "reply-reader" }).inc();
         let opened = cluster.reader(instance.reply_topic(), self.place.partition()).await;
         let mut reader = match opened {
             Ok(reader) => reader,
@@ -121,6 +125,8 @@ impl ReplyReader {
         };
         self.place.set_next_offset(offset);
         self.place.set_positioned(true);
+        let place = ReplyPartition { messaging_destination_partition_id: self.place.partition() };
+        let lag = instance.metrics.reply_lag.get_or_create_owned(&place);
         loop {
             *next_offset = Some(offset);
             if self.tenancy.as_mut().is_some_and(Tenancy::is_over) {
@@ -133,6 +139,7 @@ impl ReplyReader {
                         self.take(record);
                     }
                     self.place.set_next_offset(offset);
+                    lag.set((fetched.high_watermark - offset).max(0));
                     backoff.reset();
                 }
                 Err(FetchError::OffsetOutOfRange) => match self.find_place(&mut *reader, offset).await {
@@ -219,6 +226,7 @@ impl ReplyReader {
         let Reading { instance, company, .. } = &self.reading;
         if let Some(written_ms) = instance.own_heartbeat(record.value.as_deref().unwrap_or_default()) {
             self.place.heartbeat(record.offset, written_ms);
+            instance.set_trouble(None);
             return "heartbeat";
         }
         let namesake = name == instance.name().as_bytes();
@@ -246,6 +254,7 @@ impl ReplyReader {
         match entry {
             Entry::Beat { by, written_ms, .. } if by == tenancy.tenant() => {
                 self.place.heartbeat(record.offset, written_ms);
+                self.reading.instance.set_trouble(None);
                 return "heartbeat";
             }
             _ if !tenancy.holds() => self.lose_lease("another instance has claimed the partition"),
@@ -279,6 +288,7 @@ impl ReplyReader {
         match to(&shard.pending, id, &mut record) {
             Verdict::Delivered => "delivered",
             Verdict::Kept => "part",
+            Verdict::Refused => "refused",
             Verdict::Duplicate => "duplicate",
             Verdict::Foreign => "foreign",
             Verdict::Late => {

@@ -21,6 +21,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::config::Config;
+use super::lobby::{Beginning, Lobby, Place};
 use super::service::Service;
 use super::tls::{self, Tls};
 use crate::backoff::Backoff;
@@ -31,8 +32,9 @@ use crate::supervisor::{StreamExecutor, Supervisor, Task};
 const HANDOVER_QUEUE: usize = 256;
 /// How long a connection may take to end its streams once the process closes.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a new connection may be silent.
-const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a new connection may take until its first HTTP/2 frame, TLS
+/// included, and the head of each HTTP/1.1 request.
+const BEGIN_TIMEOUT: Duration = Duration::from_millis(limits::BEGIN_TIMEOUT_MS);
 /// A first byte that came alone is looked at again after this.
 const PEEK_AGAIN: Duration = Duration::from_millis(5);
 /// Head of an HTTP/1.1 request, and what of its body is read at once.
@@ -57,6 +59,8 @@ pub enum Lifecycle {
 pub struct Seat {
     connections: mpsc::Receiver<StdTcpStream>,
     open: Arc<AtomicU32>,
+    /// How many seats there are.
+    shards_of: u32,
 }
 
 /// Accepts connections for all shards.
@@ -69,11 +73,12 @@ pub struct Acceptor {
 impl Acceptor {
     /// An acceptor for as many shards, and a seat for each.
     pub fn new(shards: usize, connections_max: u32) -> (Self, Vec<Seat>) {
+        let shards_of = u32::try_from(shards).unwrap_or(u32::MAX).max(1);
         let (senders, seats) = (0..shards)
             .map(|_| {
                 let (sender, connections) = mpsc::channel(HANDOVER_QUEUE);
                 let open = Arc::new(AtomicU32::new(0));
-                ((sender, Arc::clone(&open)), Seat { connections, open })
+                ((sender, Arc::clone(&open)), Seat { connections, open, shards_of })
             })
             .unzip();
         (Self { shards: senders, connections_max }, seats)
@@ -130,7 +135,9 @@ pub async fn serve_shard(
     supervisor: Supervisor,
     lifecycle: watch::Receiver<Lifecycle>,
 ) {
-    let host = Host { service, tls, config, lifecycle: lifecycle.clone() };
+    let beginning_max = config.connections_max / limits::CONNECTIONS_BEGINNING_SHARE / seat.shards_of;
+    let lobby = Lobby::new(beginning_max as usize, BEGIN_TIMEOUT);
+    let host = Host { service, tls, config, lobby, lifecycle: lifecycle.clone() };
     let mut connections: Vec<Task> = Vec::new();
     let mut sweep_at = SWEEP_AT;
     let mut closing = lifecycle.clone();
@@ -172,6 +179,7 @@ struct Host {
     service: Service,
     tls: Option<Tls>,
     config: Config,
+    lobby: Arc<Lobby>,
     lifecycle: watch::Receiver<Lifecycle>,
 }
 
@@ -183,42 +191,62 @@ impl Host {
         };
         // HTTP/2 keep-alive begins with the first frame; who never sends one must
         // not hold a place for good.
-        if !matches!(timeout(FIRST_BYTE_TIMEOUT, stream.readable()).await, Ok(Ok(()))) {
-            return tracing::debug!("connection closed: its caller said nothing");
-        }
-        let served = match &self.tls {
-            None => {
-                let http1 = self.service.web().is_some() && !is_http2(&stream).await;
-                self.speak(stream, http1).await
-            }
-            Some(tls) => {
-                let Some(stream) = tls.accept(stream).await else { return };
-                let http1 = tls::wants_http1(&stream);
-                let host = Self { service: self.service.for_caller(tls::names(&stream)), ..self };
-                host.speak(stream, http1).await
-            }
-        };
-        if let Err(error) = served {
-            tracing::debug!(%error, "connection ended");
+        let (place, exit) = self.lobby.enter();
+        tokio::select! {
+            reason = exit.reason() => tracing::debug!("connection closed: {reason}"),
+            served = self.serve_caller(stream, place) => match served {
+                Ok(()) => {}
+                Err(error) => tracing::debug!(%error, "connection ended"),
+            },
         }
     }
 
-    async fn speak<S>(self, stream: S, http1: bool) -> hyper::Result<()>
+    async fn serve_caller(self, stream: TcpStream, place: Place) -> hyper::Result<()> {
+        match &self.tls {
+            None => {
+                let http1 = self.service.web().is_some() && !is_http2(&stream).await;
+                let host = Self { service: self.service.for_connection(None), ..self };
+                host.speak(stream, http1, place).await
+            }
+            Some(tls) => {
+                let Some(stream) = tls.accept(stream).await else { return Ok(()) };
+                let http1 = tls::wants_http1(&stream);
+                let host = Self { service: self.service.for_connection(tls::names(&stream)), ..self };
+                host.speak(stream, http1, place).await
+            }
+        }
+    }
+
+    async fn speak<S>(self, stream: S, http1: bool, place: Place) -> hyper::Result<()>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let (untaken, patience) = (self.service.untaken(), self.config.keep_alive_timeout);
+        let stuck = async move {
+            untaken.stuck(patience).await;
+            tracing::info!("connection closed: its caller takes no replies");
+        };
         let (lifecycle, age_max) = (self.lifecycle, self.config.connection_age_max);
-        match self.service.web() {
-            Some(web) if http1 => {
-                let service = TowerToHyperService::new(web);
-                let connection = http1_settings().serve_connection(TokioIo::new(stream), service);
-                serve_until(connection, http1::Connection::graceful_shutdown, lifecycle, age_max).await
+        let serving = async {
+            match self.service.web() {
+                Some(web) if http1 => {
+                    // The head of a request has a time limit of its own.
+                    drop(place);
+                    let service = TowerToHyperService::new(web);
+                    let connection = http1_settings().serve_connection(TokioIo::new(stream), service);
+                    serve_until(connection, http1::Connection::graceful_shutdown, lifecycle, age_max).await
+                }
+                _ => {
+                    let service = TowerToHyperService::new(self.service);
+                    let stream = TokioIo::new(Beginning::new(stream, place));
+                    let connection = http2_settings(&self.config).serve_connection(stream, service);
+                    serve_until(connection, http2::Connection::graceful_shutdown, lifecycle, age_max).await
+                }
             }
-            _ => {
-                let service = TowerToHyperService::new(self.service);
-                let connection = http2_settings(&self.config).serve_connection(TokioIo::new(stream), service);
-                serve_until(connection, http2::Connection::graceful_shutdown, lifecycle, age_max).await
-            }
+        };
+        tokio::select! {
+            served = serving => served,
+            () = stuck => Ok(()),
         }
     }
 }
@@ -227,7 +255,7 @@ impl Host {
 /// the way of seeing that is for the HTTP/2 server to find, too.
 async fn is_http2(stream: &TcpStream) -> bool {
     let mut beginning = [0; 2];
-    let until = Instant::now() + FIRST_BYTE_TIMEOUT;
+    let until = Instant::now() + BEGIN_TIMEOUT;
     while let Ok(1) = stream.peek(&mut beginning).await
         && Instant::now() < until
     {
@@ -290,10 +318,7 @@ async fn closed(lifecycle: &mut watch::Receiver<Lifecycle>) {
 
 fn http1_settings() -> http1::Builder {
     let mut settings = http1::Builder::new();
-    settings
-        .timer(TokioTimer::new())
-        .header_read_timeout(FIRST_BYTE_TIMEOUT)
-        .max_buf_size(HTTP1_BUFFER_BYTES_MAX);
+    settings.timer(TokioTimer::new()).header_read_timeout(BEGIN_TIMEOUT).max_buf_size(HTTP1_BUFFER_BYTES_MAX);
     settings
 }
 

@@ -13,6 +13,8 @@ use tonic::codec::{
     SingleMessageCompressionOverride, Streaming,
 };
 
+use super::untaken::Waiting;
+
 /// Below this, compression costs more than it saves.
 const COMPRESS_BYTES_MIN: usize = 1_024;
 /// No more is reserved for a message before its bytes have come.
@@ -162,14 +164,17 @@ fn several_messages() -> Status {
     Status::internal("a unary call needs one message, and the request has several")
 }
 
-/// The body of a unary answer: one message and its trailers.
+/// The body of a unary answer: one message and its trailers. `hold` counts its
+/// bytes until the caller has taken them, or says that there are too many.
 pub(super) fn unary_body(
     message: Bytes,
     trailers: HeaderMap,
     compression: Option<CompressionEncoding>,
-) -> tonic::body::Body {
-    match compression {
+    hold: impl FnOnce(Bytes) -> Result<Waiting, Status>,
+) -> Result<tonic::body::Body, Status> {
+    Ok(match compression {
         Some(encoding) if message.len() >= COMPRESS_BYTES_MIN => {
+            let held = hold(message.clone())?;
             let source = tokio_stream::once(Ok(message));
             let compressed = EncodeBody::new_server(
                 Raw,
@@ -178,10 +183,20 @@ pub(super) fn unary_body(
                 SingleMessageCompressionOverride::default(),
                 None,
             );
-            tonic::body::Body::new(WithTrailers { body: Box::pin(compressed), more: trailers })
+            tonic::body::Body::new(WithTrailers { body: Box::pin(compressed), more: trailers, held })
         }
-        _ => tonic::body::Body::new(Plain { message: Some(frame(&message)), trailers: Some(trailers) }),
-    }
+        _ => tonic::body::Body::new(Plain { message: hold(frame(&message))?, trailers: Some(trailers) }),
+    })
+}
+
+/// The body of an answer that is a stream: messages, and a status that ends
+/// them. What is ready goes into one frame. `bytes_max` is checked before.
+pub(super) fn stream_body<S>(messages: S, compression: Option<CompressionEncoding>) -> tonic::body::Body
+where
+    S: futures_util::Stream<Item = Result<Bytes, Status>> + Send + 'static,
+{
+    let once = SingleMessageCompressionOverride::default();
+    tonic::body::Body::new(EncodeBody::new_server(Raw, messages, compression, once, None))
 }
 
 fn frame(message: &Bytes) -> Bytes {
@@ -193,9 +208,9 @@ fn frame(message: &Bytes) -> Bytes {
     framed.freeze()
 }
 
-/// An uncompressed message in one data frame.
+/// An uncompressed message, in one piece unless it is large.
 struct Plain {
-    message: Option<Bytes>,
+    message: Waiting,
     trailers: Option<HeaderMap>,
 }
 
@@ -207,8 +222,8 @@ impl Body for Plain {
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        if let Some(message) = self.message.take() {
-            return Poll::Ready(Some(Ok(Frame::data(message))));
+        if let Some(piece) = self.message.next() {
+            return Poll::Ready(Some(Ok(Frame::data(piece))));
         }
         match self.trailers.take() {
             Some(mut trailers) => {
@@ -220,7 +235,7 @@ impl Body for Plain {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.message.is_none() && self.trailers.is_none()
+        self.message.is_empty() && self.trailers.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -232,6 +247,8 @@ impl Body for Plain {
 struct WithTrailers<B> {
     body: B,
     more: HeaderMap,
+    /// The message before it was compressed, which is its most.
+    held: Waiting,
 }
 
 impl<B: Body<Data = Bytes, Error = Status> + Unpin> Body for WithTrailers<B> {
@@ -243,7 +260,8 @@ impl<B: Body<Data = Bytes, Error = Status> + Unpin> Body for WithTrailers<B> {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let polled = Pin::new(&mut self.body).poll_frame(context);
-        polled.map_ok(|mut frame| {
+        polled.map_ok(|frame| {
+            let mut frame = frame.map_data(|data| self.held.cover(data));
             if let Some(trailers) = frame.trailers_mut() {
                 trailers.extend(std::mem::take(&mut self.more));
             }

@@ -1,7 +1,7 @@
 //! The gRPC edge: connections in, calls to the exchange, answers out.
 //!
 //! ```text
-//! acceptor ──► least busy shard ──► hyper HTTP/2 ──► service ─┬─ unary ──► exchange
+//! acceptor ──► least busy shard ──► hyper HTTP/2 ──► service ─┬─ unary, streaming ──► exchange
 //!                               └─► HTTP/1.1 ──► web ────┘    │
 //!                                                             ├─ grpc.health.v1
 //!                                                             └─ grpc.reflection.v1, v1alpha
@@ -16,13 +16,16 @@ pub mod config;
 mod connection;
 mod guard;
 mod health;
+mod lobby;
 mod message;
 pub mod metadata;
 mod pace;
 mod service;
 mod status;
+mod streaming;
 mod tls;
 mod unary;
+mod untaken;
 mod web;
 
 pub use connection::{Acceptor, Lifecycle, Seat, serve_shard};

@@ -20,7 +20,9 @@ use super::guard::Guard;
 use super::health::Health;
 use super::message::RequestBody;
 use super::metadata::Allowed;
+use super::streaming;
 use super::unary::Unary;
+use super::untaken::Untaken;
 use super::web::{Web, WebService, is_web};
 use crate::access::Names;
 use crate::exchange::Exchange;
@@ -65,8 +67,16 @@ impl Reflection {
 #[derive(Clone)]
 pub struct Service {
     inner: Arc<Inner>,
-    /// Names in the certificate of whoever is at the other end.
-    caller: Option<Arc<Names>>,
+    peer: Arc<Peer>,
+}
+
+/// Whoever is at the other end of a connection.
+#[derive(Debug, Default)]
+struct Peer {
+    /// Names in its certificate.
+    names: Option<Names>,
+    /// Replies that it has yet to take.
+    untaken: Arc<Untaken>,
 }
 
 struct Inner {
@@ -93,18 +103,24 @@ impl Service {
         let unary = Unary::new(exchange, &routes, allowed, config.message_bytes_max);
         let web = Web::new(config);
         let inner = Inner { routes, unary, health: health.server(), reflection, web, guard };
-        Self { inner: Arc::new(inner), caller: None }
+        Self { inner: Arc::new(inner), peer: Arc::default() }
     }
 
     /// The same for one connection, by whose certificate the caller has these
     /// names.
-    pub(super) fn for_caller(&self, names: Option<Names>) -> Self {
-        Self { inner: Arc::clone(&self.inner), caller: names.map(Arc::new) }
+    pub(super) fn for_connection(&self, names: Option<Names>) -> Self {
+        let peer = Peer { names, untaken: Arc::default() };
+        Self { inner: Arc::clone(&self.inner), peer: Arc::new(peer) }
+    }
+
+    /// Replies that this connection's caller has yet to take.
+    pub(super) fn untaken(&self) -> Arc<Untaken> {
+        Arc::clone(&self.peer.untaken)
     }
 
     fn answering<B: RequestBody>(&self, request: Request<B>) -> Answering {
-        let Self { inner, caller } = self.clone();
-        Box::pin(async move { Ok(inner.answer(caller.as_deref(), request).await) })
+        let Self { inner, peer } = self.clone();
+        Box::pin(async move { Ok(inner.answer(&peer, request).await) })
     }
 
     /// The same for browsers, where they may come.
@@ -148,9 +164,9 @@ impl tower::Service<Request<Body>> for Service {
 }
 
 impl Inner {
-    async fn answer<B: RequestBody>(&self, caller: Option<&Names>, request: Request<B>) -> Response<Body> {
+    async fn answer<B: RequestBody>(&self, peer: &Peer, request: Request<B>) -> Response<Body> {
         if let Some(guard) = &self.guard
-            && let Err(refused) = guard.admit(caller, request.uri().path(), request.headers())
+            && let Err(refused) = guard.admit(peer.names.as_ref(), request.uri().path(), request.headers())
         {
             if let Lookup::Route(route) = self.routes.lookup(request.uri().path()) {
                 self.unary.count(route, refused.code());
@@ -158,8 +174,12 @@ impl Inner {
             return refused.into_http();
         }
         match self.routes.lookup(request.uri().path()) {
-            Lookup::Route(route) => self.unary.answer(route, request).await,
-            Lookup::Streaming { client, server } => streaming(client, server),
+            Lookup::Route(route) if route.is_stream() => {
+                // Boxed: else every call would have to carry it.
+                Box::pin(streaming::answer(&self.unary, route, request)).await
+            }
+            Lookup::Route(route) => self.unary.answer(route, request, &peer.untaken).await,
+            Lookup::Streaming { server } => not_served(server),
             Lookup::UnknownMethod | Lookup::UnknownService => self.other(request).await,
         }
     }
@@ -191,12 +211,7 @@ fn unknown(routes: &RouteTable, path: &str) -> Response<Body> {
     Status::unimplemented(message).into_http()
 }
 
-fn streaming(client: bool, server: bool) -> Response<Body> {
-    let kind = match (client, server) {
-        (true, true) => "bidirectional streaming",
-        (true, false) => "client streaming",
-        _ => "server streaming",
-    };
-    Status::unimplemented(format!("{kind} methods are not served: one request record has one reply record"))
-        .into_http()
+fn not_served(server: bool) -> Response<Body> {
+    let kind = if server { "bidirectional streaming" } else { "client streaming" };
+    Status::unimplemented(format!("{kind} methods are not served: a request is one record")).into_http()
 }

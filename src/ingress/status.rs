@@ -9,6 +9,8 @@
 //! | message, key or partition of no use | INVALID_ARGUMENT |
 //! | an idempotency key that stands for another message | INVALID_ARGUMENT: the caller's mistake, and repeating it will not help (the IETF draft has 422 for it) |
 //! | larger than the broker takes | RESOURCE_EXHAUSTED |
+//! | more replies to one call than may be held | RESOURCE_EXHAUSTED |
+//! | a reply among several that was lost | DATA_LOSS |
 //! | refused by the broker for good | FAILED_PRECONDITION |
 //! | a reply that can't be understood | INTERNAL |
 //! | the worker's own error | as the worker says |
@@ -18,6 +20,9 @@
 //! `antiphon-outcome` (`not-sent`, `sent` or `unknown`), `antiphon-record`
 //! (`topic/partition/offset`, as far as known), `antiphon-correlation-id`, and
 //! `antiphon-idempotency` (`joined` or `kept`) where a key was known already.
+//! Where a call has several replies, `antiphon-replies` counts them (`3`, or
+//! `2/3` where 3 are all), `antiphon-replies-skipped` those that were errors and
+//! are left out, and `antiphon-partial: true` says that the deadline came first.
 
 use std::error::Error as _;
 use std::time::Duration;
@@ -29,7 +34,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 
 use crate::deadline::TimeoutError;
-use crate::exchange::{Failure, Trace, Why};
+use crate::exchange::{Failure, Tally, Trace, Why};
 use crate::message::WorkerStatus;
 use crate::message::format::EncodeError;
 use crate::pending::Coordinates;
@@ -39,7 +44,7 @@ const RECORD: HeaderName = HeaderName::from_static("antiphon-record");
 const CORRELATION_ID: HeaderName = HeaderName::from_static("antiphon-correlation-id");
 const IDEMPOTENCY: HeaderName = HeaderName::from_static("antiphon-idempotency");
 /// All trailers that a call can end with and a page may want to read.
-pub(super) const TRAILERS: [HeaderName; 8] = [
+pub(super) const TRAILERS: [HeaderName; 11] = [
     HeaderName::from_static("grpc-status"),
     HeaderName::from_static("grpc-message"),
     HeaderName::from_static("grpc-status-details-bin"),
@@ -47,8 +52,14 @@ pub(super) const TRAILERS: [HeaderName; 8] = [
     RECORD,
     CORRELATION_ID,
     IDEMPOTENCY,
+    REPLIES,
+    SKIPPED,
+    PARTIAL,
     PUSHBACK,
 ];
+const REPLIES: HeaderName = HeaderName::from_static("antiphon-replies");
+const SKIPPED: HeaderName = HeaderName::from_static("antiphon-replies-skipped");
+const PARTIAL: HeaderName = HeaderName::from_static("antiphon-partial");
 const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
 /// What becomes of a call that ended without a worker's answer.
@@ -65,11 +76,14 @@ pub(super) fn of_failure(failure: &Failure) -> Status {
             return Status::with_metadata(Code::Unavailable, message, MetadataMap::from_headers(trailers));
         }
         Why::Unwritable(EncodeError::NoSchemaId(_)) => Code::Internal,
-        Why::BadMessage(_) | Why::Unwritable(_) | Why::NoSuchPartition { .. } | Why::KeyReused => {
-            Code::InvalidArgument
-        }
-        Why::TimedOut | Why::TooLate => Code::DeadlineExceeded,
-        Why::TooLarge => Code::ResourceExhausted,
+        Why::BadMessage(_)
+        | Why::Unwritable(_)
+        | Why::NoSuchPartition { .. }
+        | Why::KeyReused
+        | Why::KeyOfStream => Code::InvalidArgument,
+        Why::TimedOut | Why::TooLate | Why::Unfinished { .. } | Why::NotRead { .. } => Code::DeadlineExceeded,
+        Why::TooLarge | Why::TooManyReplies { .. } => Code::ResourceExhausted,
+        Why::ReplyLost { .. } => Code::DataLoss,
         Why::Refused(_) => Code::FailedPrecondition,
         Why::BadReply { .. } => Code::Internal,
     };
@@ -77,6 +91,15 @@ pub(super) fn of_failure(failure: &Failure) -> Status {
         trailers.insert(PUSHBACK, HeaderValue::from_static("1000"));
     }
     Status::with_metadata(code, message, MetadataMap::from_headers(trailers))
+}
+
+/// A reply that has no place among those which its caller does not take.
+pub(super) fn of_untaken(waiting: u64, trace: &Trace) -> Status {
+    let message = format!(
+        "the reply came and was dropped: {waiting} bytes of earlier replies wait on this connection for \
+         their caller to take them"
+    );
+    Status::with_metadata(Code::ResourceExhausted, message, MetadataMap::from_headers(of_trace(trace)))
 }
 
 /// Our errors keep their cause apart; a caller sees one sentence.
@@ -126,7 +149,31 @@ pub(super) fn of_trace(trace: &Trace) -> HeaderMap {
     if let Some(repeat) = trace.repeat {
         trailers.insert(IDEMPOTENCY, HeaderValue::from_static(repeat.as_str()));
     }
+    if let Some(tally) = &trace.replies {
+        count(tally, &mut trailers);
+    }
     trailers
+}
+
+fn count(tally: &Tally, trailers: &mut HeaderMap) {
+    let text = match tally.expected {
+        Some(expected) => format!("{}/{expected}", tally.came),
+        None => tally.came.to_string(),
+    };
+    insert_once(trailers, REPLIES, Bytes::from(text));
+    if tally.skipped > 0 {
+        trailers.insert(SKIPPED, HeaderValue::from(tally.skipped));
+    }
+    if tally.partial {
+        trailers.insert(PARTIAL, HeaderValue::from_static("true"));
+    }
+}
+
+/// The good end of a stream, with what a worker says in `returned`.
+pub(super) fn of_end(trace: &Trace, mut returned: HeaderMap) -> Status {
+    // Over whatever a worker says under these names.
+    returned.extend(of_trace(trace));
+    Status::with_metadata(Code::Ok, "", MetadataMap::from_headers(returned))
 }
 
 /// `topic/partition/offset`. Every answer has it: written without `format!`,
@@ -205,7 +252,7 @@ mod tests {
     use crate::exchange::Outcome;
 
     fn trace(outcome: Outcome, at: Option<Coordinates>) -> Trace {
-        Trace { id: None, outcome, topic: "pay".into(), at, repeat: None }
+        Trace { id: None, outcome, topic: "pay".into(), at, repeat: None, replies: None }
     }
 
     #[test]

@@ -1,9 +1,10 @@
-//! One unary call, from HTTP request to HTTP response.
+//! One unary call, from HTTP request to HTTP response; and of any call the
+//! request.
 
 use std::sync::{Arc, OnceLock};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
-use tokio::time::timeout_at;
+use tokio::time::{Instant, timeout_at};
 use tonic::body::Body;
 use tonic::codec::CompressionEncoding;
 use tonic::{Code, Status};
@@ -12,24 +13,25 @@ use super::message::{RequestBody, read_one, unary_body};
 use super::metadata::Allowed;
 use super::pace::Pace;
 use super::status;
+use super::untaken::Untaken;
 use crate::deadline::{Deadline, parse_grpc_timeout};
-use crate::exchange::{Answer, Exchange, Failure, Outcome, Request as Call, Trace, Why};
-use crate::metrics::{CallLabels, Counter, Metrics};
+use crate::exchange::{Admission, Answer, Exchange, Failure, Outcome, Request as Call, Trace, Why};
+use crate::metrics::{CallLabels, Histogram, Metrics, micros};
 use crate::route::{Route, RouteTable};
 
 static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
-static GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
+pub(super) static GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 static GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
 const ACCEPTED: HeaderValue = HeaderValue::from_static("identity,gzip,zstd");
-const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
+pub(super) const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 
 /// Answers unary calls of one shard.
 pub(super) struct Unary {
-    exchange: Arc<Exchange>,
-    allowed: Allowed,
-    message_bytes_max: usize,
-    /// By `Route::index`: the counter of successes, which is looked up once.
-    succeeded: Box<[OnceLock<Counter>]>,
+    pub(super) exchange: Arc<Exchange>,
+    pub(super) allowed: Arc<Allowed>,
+    pub(super) message_bytes_max: usize,
+    /// By `Route::index`: where successes are counted, which is looked up once.
+    succeeded: Box<[OnceLock<Arc<Histogram>>]>,
     pace: Pace,
 }
 
@@ -41,13 +43,14 @@ impl Unary {
         message_bytes_max: usize,
     ) -> Self {
         let succeeded = routes.routes().iter().map(|_| OnceLock::new()).collect();
-        Self { exchange, allowed, message_bytes_max, succeeded, pace: Pace::new() }
+        Self { exchange, allowed: Arc::new(allowed), message_bytes_max, succeeded, pace: Pace::new() }
     }
 
     pub(super) async fn answer<B: RequestBody>(
         &self,
         route: &Arc<Route>,
         request: Request<B>,
+        untaken: &Arc<Untaken>,
     ) -> Response<Body> {
         if !is_grpc(request.headers()) {
             return not_grpc();
@@ -67,7 +70,7 @@ impl Unary {
             Err(status) => Err(status),
         };
         match answered {
-            Ok(answer) => self.respond(answer, compression, end),
+            Ok(answer) => self.respond(answer, compression, untaken, end),
             Err(status) => refuse(status, end),
         }
     }
@@ -75,7 +78,7 @@ impl Unary {
     /// Counts a call that was not let in.
     pub(super) fn count(&self, route: &Route, code: Code) {
         let labels = CallLabels { method: Arc::clone(&route.path), code: code_name(code) };
-        self.exchange.metrics().calls.get_or_create_owned(&labels).inc();
+        self.exchange.metrics().calls.observe(&labels, 0);
     }
 
     async fn call<B: RequestBody>(
@@ -84,6 +87,18 @@ impl Unary {
         request: Request<B>,
         deadline: Deadline,
     ) -> Result<Answer, Status> {
+        let (call, admission) = self.receive(route, request, deadline).await?;
+        let answered = self.exchange.call_admitted(route, call, admission).await;
+        answered.map_err(|failure| refusal(route, &failure))
+    }
+
+    /// Lets a call in and reads its message.
+    pub(super) async fn receive<B: RequestBody>(
+        &self,
+        route: &Arc<Route>,
+        request: Request<B>,
+        deadline: Deadline,
+    ) -> Result<(Call, Admission), Status> {
         let (head, body) = request.into_parts();
         let encoding = request_encoding(&head.headers)?;
         let metadata = self.allowed.forward(&head.headers)?;
@@ -107,28 +122,34 @@ impl Unary {
                 return Err(status::of_failure(&Failure::new(Why::TooLate, trace)));
             }
         };
-        let call = Call { message, metadata, deadline };
-        let answered = self.exchange.call_admitted(route, call, admission).await;
-        answered.map_err(|failure| refusal(route, &failure))
+        Ok((Call { message, metadata, deadline }, admission))
     }
 
     fn respond(
         &self,
         answer: Answer,
         compression: Option<CompressionEncoding>,
+        untaken: &Arc<Untaken>,
         mut end: CountOnDrop<'_>,
     ) -> Response<Body> {
         let returned = self.allowed.give_back(&answer.reply.headers);
         match answer.reply.result {
             Ok(message) => {
-                end.code = Some(Code::Ok);
                 let mut trailers = status::of_trace(&answer.trace);
                 if !returned.trailers.is_empty() {
                     // Over whatever a worker says under our names.
                     let ours = std::mem::replace(&mut trailers, returned.trailers);
                     trailers.extend(ours);
                 }
-                let body = unary_body(message, trailers, compression);
+                let hold = |reply| {
+                    let room = || self.exchange.instance().budget.no_bytes(Instant::now());
+                    untaken.hold(reply, room).map_err(|waiting| status::of_untaken(waiting, &answer.trace))
+                };
+                let body = match unary_body(message, trailers, compression, hold) {
+                    Ok(body) => body,
+                    Err(status) => return refuse(status, end),
+                };
+                end.code = Some(Code::Ok);
                 let mut response = Response::new(body);
                 *response.headers_mut() = returned.headers;
                 response.headers_mut().insert(header::CONTENT_TYPE, GRPC);
@@ -147,7 +168,7 @@ impl Unary {
     }
 }
 
-fn refusal(route: &Route, failure: &Failure) -> Status {
+pub(super) fn refusal(route: &Route, failure: &Failure) -> Status {
     log_failure(route, failure);
     status::of_failure(failure)
 }
@@ -162,7 +183,7 @@ fn refuse(status: Status, mut end: CountOnDrop<'_>) -> Response<Body> {
     response
 }
 
-fn is_grpc(headers: &HeaderMap) -> bool {
+pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
     let content_type = headers.get(header::CONTENT_TYPE).map_or(&[][..], HeaderValue::as_bytes);
     match content_type.strip_prefix(b"application/grpc") {
         Some(rest) => rest.is_empty() || matches!(rest[0], b'+' | b';'),
@@ -171,13 +192,13 @@ fn is_grpc(headers: &HeaderMap) -> bool {
 }
 
 /// As the gRPC specification has it for anything but `application/grpc`.
-fn not_grpc() -> Response<Body> {
+pub(super) fn not_grpc() -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = http::StatusCode::UNSUPPORTED_MEDIA_TYPE;
     response
 }
 
-fn deadline(route: &Route, headers: &HeaderMap) -> Result<Deadline, Status> {
+pub(super) fn deadline(route: &Route, headers: &HeaderMap) -> Result<Deadline, Status> {
     let asked = match headers.get(&GRPC_TIMEOUT) {
         Some(value) => Some(parse_grpc_timeout(value.as_bytes()).map_err(|e| status::of_timeout_error(&e))?),
         None => None,
@@ -200,7 +221,7 @@ fn request_encoding(headers: &HeaderMap) -> Result<Option<CompressionEncoding>, 
 /// Replies are compressed for callers who compress themselves. Many clients
 /// accept gzip without anybody having asked for it, and compressing costs more
 /// than all else that is done for a call.
-fn wanted_compression(headers: &HeaderMap) -> Option<CompressionEncoding> {
+pub(super) fn wanted_compression(headers: &HeaderMap) -> Option<CompressionEncoding> {
     let compresses = headers.get(&GRPC_ENCODING).is_some_and(|encoding| encoding != "identity");
     if compresses { accepted_compression(headers) } else { None }
 }
@@ -215,7 +236,7 @@ fn accepted_compression(headers: &HeaderMap) -> Option<CompressionEncoding> {
     })
 }
 
-fn encoding_name(encoding: CompressionEncoding) -> HeaderValue {
+pub(super) fn encoding_name(encoding: CompressionEncoding) -> HeaderValue {
     match encoding {
         CompressionEncoding::Gzip => HeaderValue::from_static("gzip"),
         _ => HeaderValue::from_static("zstd"),
@@ -239,35 +260,38 @@ fn log_failure(route: &Route, failure: &Failure) {
 /// this with it, before there is another code.
 struct CountOnDrop<'a> {
     metrics: &'a Metrics,
-    /// The route's counter of successes, once there was one.
-    succeeded: Option<&'a OnceLock<Counter>>,
+    /// Where the route's successes are counted, once there was one.
+    succeeded: Option<&'a OnceLock<Arc<Histogram>>>,
     route: &'a Route,
     deadline: Option<Deadline>,
     code: Option<Code>,
 }
 
 impl CountOnDrop<'_> {
-    fn look_up(&self) -> Counter {
+    fn labels(&self) -> CallLabels {
         let code = match (self.code, self.deadline) {
             (Some(code), _) => code,
             (None, Some(deadline)) if deadline.is_about_to_pass() => Code::DeadlineExceeded,
             (None, _) => Code::Cancelled,
         };
-        let labels = CallLabels { method: Arc::clone(&self.route.path), code: code_name(code) };
-        self.metrics.calls.get_or_create_owned(&labels)
+        CallLabels { method: Arc::clone(&self.route.path), code: code_name(code) }
     }
 }
 
 impl Drop for CountOnDrop<'_> {
     fn drop(&mut self) {
+        // Without a deadline it failed at once: its grpc-timeout is malformed.
+        let took = self.deadline.map_or(0, |deadline| micros(deadline.began().elapsed()));
         match (self.code, self.succeeded) {
-            (Some(Code::Ok), Some(succeeded)) => succeeded.get_or_init(|| self.look_up()).inc(),
-            _ => self.look_up().inc(),
-        };
+            (Some(Code::Ok), Some(succeeded)) => {
+                succeeded.get_or_init(|| self.metrics.calls.own(&self.labels())).observe(took);
+            }
+            _ => self.metrics.calls.observe(&self.labels(), took),
+        }
     }
 }
 
-fn code_name(code: Code) -> &'static str {
+pub(super) fn code_name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",
         Code::Cancelled => "CANCELLED",

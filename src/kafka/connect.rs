@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rskafka::BackoffConfig;
+use rskafka::client::error::Error as ClientError;
 use rskafka::client::{
     Client, ClientBuilder, Credentials, OauthBearerCredentials, SaslConfig as RskafkaSasl,
 };
@@ -14,7 +15,8 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::config::{Config, SaslConfig, SaslMechanism, Secret, TlsConfig};
-use super::explain;
+use super::explain::{self, Deed};
+use super::sasl;
 use crate::limits;
 use crate::pem::{self, PemError};
 use crate::transport::ClusterError;
@@ -76,11 +78,21 @@ impl Connector {
         if let Some(sasl) = &self.sasl {
             builder = builder.sasl_config(rskafka_sasl(sasl));
         }
-        builder.build().await.map_err(|error| explain::cluster_error(&error, ""))
+        builder.build().await.map_err(|error| self.explain(&error, Deed::new("Describe", "")))
     }
 }
 
 impl Connector {
+    /// What has failed, in our words, and for whom.
+    pub(super) fn explain(&self, error: &ClientError, deed: Deed<'_>) -> ClusterError {
+        match (explain::cluster_error(error, deed), &self.sasl) {
+            (ClusterError::Unreachable(text), Some(sasl)) => {
+                ClusterError::Unreachable(explain::name_user(&text, || sasl::whose(sasl)))
+            }
+            (other, _) => other,
+        }
+    }
+
     /// Those bootstrap servers that take connections; all of them where none
     /// does, so that the error names them. rskafka tries one after the other,
     /// without a limit: a host that is down and answers nothing at all would

@@ -14,6 +14,7 @@
 pub mod config;
 mod connect;
 mod explain;
+mod groups;
 mod nodelay;
 mod raw;
 mod reader;
@@ -32,8 +33,11 @@ use rskafka::client::partition::{PartitionClient, UnknownTopicHandling};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-use crate::transport::{Cluster, ClusterError, PartitionReader, PartitionWriter, Topic};
+use crate::transport::{
+    Cluster, ClusterError, GroupProgress, Groups, PartitionReader, PartitionWriter, Topic,
+};
 use config::Config;
+use explain::Deed;
 
 pub use connect::{ConnectError, Connector};
 
@@ -111,7 +115,7 @@ impl KafkaCluster {
         };
         let connecting = async {
             let connected = client.partition_client(topic, partition, UnknownTopicHandling::Error).await;
-            connected.map_err(|error| explain::cluster_error(&error, topic))
+            connected.map_err(|error| self.connector.explain(&error, Deed::new("Describe", topic)))
         };
         let connected = within(self.timeout, connecting).await;
         match &connected {
@@ -126,8 +130,12 @@ impl KafkaCluster {
 #[async_trait]
 impl Cluster for KafkaCluster {
     async fn topics(&self) -> Result<Vec<Topic>, ClusterError> {
+        let connector = Arc::clone(&self.connector);
         self.ask(self.timeout, |client| async move {
-            let topics = client.list_topics().await.map_err(|error| explain::cluster_error(&error, ""))?;
+            let topics = client
+                .list_topics()
+                .await
+                .map_err(|error| connector.explain(&error, Deed::new("Describe", "")))?;
             Ok(topics
                 .into_iter()
                 .map(|topic| Topic {
@@ -145,28 +153,30 @@ impl Cluster for KafkaCluster {
         partitions: i32,
         replication_factor: i16,
     ) -> Result<(), ClusterError> {
-        let name = name.to_owned();
+        let (name, connector) = (name.to_owned(), Arc::clone(&self.connector));
         self.ask(controller_limit(self.timeout), |client| async move {
-            let controller = client.controller_client().map_err(|e| explain::cluster_error(&e, &name))?;
+            let deed = Deed::new("Create", &name);
+            let controller = client.controller_client().map_err(|error| connector.explain(&error, deed))?;
             controller
                 .create_topic(name.clone(), partitions, replication_factor, CONTROLLER_TIMEOUT_MS)
                 .await
                 .map_err(|error| match protocol_error(&error) {
                     Some(ProtocolError::TopicAlreadyExists) => ClusterError::TopicExists(name.clone()),
-                    _ => explain::cluster_error(&error, &name),
+                    _ => connector.explain(&error, deed),
                 })
         })
         .await
     }
 
     async fn delete_topic(&self, name: &str) -> Result<(), ClusterError> {
-        let name = name.to_owned();
+        let (name, connector) = (name.to_owned(), Arc::clone(&self.connector));
         self.ask(controller_limit(self.timeout), |client| async move {
-            let controller = client.controller_client().map_err(|e| explain::cluster_error(&e, &name))?;
+            let deed = Deed::new("Delete", &name);
+            let controller = client.controller_client().map_err(|error| connector.explain(&error, deed))?;
             controller
                 .delete_topic(name.clone(), CONTROLLER_TIMEOUT_MS)
                 .await
-                .map_err(|error| explain::cluster_error(&error, &name))
+                .map_err(|error| connector.explain(&error, deed))
         })
         .await
     }
@@ -180,6 +190,17 @@ impl Cluster for KafkaCluster {
         let client = self.partition(topic, partition).await?;
         let raw = raw::RawReader::new(Arc::clone(&self.connector), topic, partition);
         Ok(Box::new(reader::Reader::new(client, self.timeout, raw)))
+    }
+}
+
+#[async_trait]
+impl Groups for KafkaCluster {
+    async fn groups_on(&self, topic: &str, partition: i32) -> Result<Vec<GroupProgress>, ClusterError> {
+        let found = within(groups::LIMIT, async {
+            let found = groups::on_partition(&self.connector, topic, partition).await;
+            found.map_err(|error| ClusterError::Unreachable(error.to_string()))
+        });
+        found.await
     }
 }
 

@@ -7,9 +7,11 @@
 //! a partition is read by this small reader of our own, over the encoders of
 //! `kafka-protocol`, which decodes batch by batch.
 //!
-//! It speaks plaintext and TLS, without SASL or with SASL PLAIN. Where it can't
+//! It speaks plaintext and TLS, without SASL or with any mechanism that the
+//! gateway knows. Where it can't
 //! connect, the caller steps over the offset as it would without it.
 
+use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,12 +39,12 @@ use crate::limits;
 use crate::transport::{Fetched, HeaderName, Received};
 
 /// Versions that Apache Kafka 2.1 and later know; the same as rskafka's.
-const METADATA_VERSION: i16 = 4;
+pub(super) const METADATA_VERSION: i16 = 4;
 const FETCH_VERSION: i16 = 4;
 const SASL_HANDSHAKE_VERSION: i16 = 1;
 const SASL_AUTHENTICATE_VERSION: i16 = 0;
 /// One request beside a fetch.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes of one answer: what was asked for, and what goes around it.
 const FRAME_BYTES_MAX: usize = limits::FETCH_BYTES_MAX as usize * 2 + 64 * 1024;
 /// Bytes of a batch in front of its length's end: base offset and length.
@@ -52,7 +54,7 @@ const LAST_OFFSET_DELTA_AT: usize = 23;
 /// `isolation.level=read_committed`.
 const READ_COMMITTED: i8 = 1;
 
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send + Sync {}
+pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + Sync {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send + Sync> Stream for S {}
 
 /// Reads one partition, batch by batch.
@@ -118,12 +120,7 @@ fn fetch_request(topic: &str, partition: i32, offset: i64, wait: Duration) -> Fe
 /// where to go on.
 fn read_batches(data: PartitionData, offset: i64) -> Fetched {
     let aborted = data.aborted_transactions.unwrap_or_default();
-    let is_aborted = |record: &Record| {
-        record.transactional
-            && aborted
-                .iter()
-                .any(|a| a.producer_id.0 == record.producer_id && a.first_offset <= record.offset)
-    };
+    let mut aborted = Aborted::new(aborted.iter().map(|a| (a.first_offset, a.producer_id.0)));
     let mut rest = data.records.unwrap_or_default();
     let mut fetched =
         Fetched { records: Vec::new(), next_offset: offset, high_watermark: data.high_watermark };
@@ -131,7 +128,7 @@ fn read_batches(data: PartitionData, offset: i64) -> Fetched {
         fetched.next_offset = fetched.next_offset.max(end);
         match RecordBatchDecoder::decode(&mut batch) {
             Ok(set) => {
-                let wanted = |r: &Record| !r.control && r.offset >= offset && !is_aborted(r);
+                let wanted = |r: &Record| !aborted.includes(r) && !r.control && r.offset >= offset;
                 fetched.records.extend(set.records.into_iter().filter(wanted).map(to_received));
             }
             Err(error) => {
@@ -140,6 +137,41 @@ fn read_batches(data: PartitionData, offset: i64) -> Fetched {
         }
     }
     fetched
+}
+
+/// Transactions of which nothing counts, as one goes from record to record: each
+/// begins at the offset that the broker names, and ends with its producer's next
+/// marker. What the same producer writes after that is another transaction's.
+struct Aborted {
+    /// First offsets and producers, the earliest first.
+    ahead: VecDeque<(i64, i64)>,
+    /// Producers in the middle of one.
+    open: HashSet<i64>,
+}
+
+impl Aborted {
+    fn new(transactions: impl Iterator<Item = (i64, i64)>) -> Self {
+        let mut ahead: Vec<_> = transactions.collect();
+        ahead.sort_unstable();
+        Self { ahead: ahead.into(), open: HashSet::new() }
+    }
+
+    fn includes(&mut self, record: &Record) -> bool {
+        self.includes_at(record.offset, record.producer_id, record.transactional, record.control)
+    }
+
+    fn includes_at(&mut self, offset: i64, producer: i64, transactional: bool, control: bool) -> bool {
+        while let Some((first, beginner)) = self.ahead.front().copied()
+            && first <= offset
+        {
+            self.open.insert(beginner);
+            self.ahead.pop_front();
+        }
+        if control {
+            return self.open.remove(&producer);
+        }
+        transactional && self.open.contains(&producer)
+    }
 }
 
 /// Splits the next whole batch off, with the offset behind its last record.
@@ -199,8 +231,8 @@ fn leader_address(answer: &MetadataResponse, partition: i32) -> Option<String> {
     Some(format!("{}:{}", broker.host.as_str(), broker.port))
 }
 
-/// Connects as the settings say: TCP, perhaps TLS, perhaps SASL PLAIN.
-async fn open(connector: &Connector, address: &str) -> io::Result<Box<dyn Stream>> {
+/// Connects as the settings say: TCP, perhaps TLS, perhaps SASL.
+pub(super) async fn open(connector: &Connector, address: &str) -> io::Result<Box<dyn Stream>> {
     let tcp = TcpStream::connect(address).await?;
     tcp.set_nodelay(true)?;
     let mut stream: Box<dyn Stream> = match connector.tls() {
@@ -241,7 +273,7 @@ async fn authenticate(stream: &mut dyn Stream, config: &SaslConfig) -> io::Resul
 }
 
 /// One request and its answer.
-async fn ask<Q: Encodable, R: Decodable>(
+pub(super) async fn ask<Q: Encodable, R: Decodable>(
     stream: &mut dyn Stream,
     key: ApiKey,
     version: i16,
@@ -271,10 +303,30 @@ async fn ask<Q: Encodable, R: Decodable>(
     R::decode(&mut answer, version).map_err(io::Error::other)
 }
 
-fn topic_name(topic: &str) -> TopicName {
+pub(super) fn topic_name(topic: &str) -> TopicName {
     TopicName(StrBytes::from_string(topic.to_owned()))
 }
 
-fn refused(text: &str) -> io::Error {
+pub(super) fn refused(text: &str) -> io::Error {
     io::Error::other(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_follows_an_aborted_transaction_counts() {
+        let (ours, other, marker) = (7, 8, true);
+        // Offset 1 is aborted, 2 its marker; 3 is committed, 4 its marker; 5 is aborted again.
+        let mut aborted = Aborted::new([(5, ours), (1, ours)].into_iter());
+        let mut includes = |offset, producer, control| aborted.includes_at(offset, producer, true, control);
+        assert!(includes(1, ours, !marker));
+        assert!(!includes(1, other, !marker));
+        includes(2, ours, marker);
+        assert!(!includes(3, ours, !marker));
+        includes(4, ours, marker);
+        assert!(includes(5, ours, !marker));
+        assert!(!aborted.includes_at(6, ours, false, false), "without a transaction");
+    }
 }

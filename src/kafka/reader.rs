@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use chrono::DateTime;
 use rskafka::client::partition::{OffsetAt, PartitionClient};
 use rskafka::record::RecordAndOffset;
 use tokio::time::{Instant, timeout};
 
-use super::explain;
+use super::explain::{self, Deed};
 use super::raw::RawReader;
 use crate::limits;
 use crate::transport::{FetchError, Fetched, HeaderName, PartitionReader, Received};
@@ -40,7 +41,7 @@ impl Reader {
         // Large, as in `writer`.
         let request = Box::pin(self.client.fetch_records(offset, 1..limits::FETCH_BYTES_MAX, wait_ms));
         let (records, high_watermark) = match timeout(limit, request).await {
-            Ok(answer) => answer.map_err(|error| explain::fetch_error(&error))?,
+            Ok(answer) => answer.map_err(|error| explain::fetch_error(&error, self.deed("Read")))?,
             Err(_) => return Err(FetchError::Unreachable(format!("no answer within {limit:?}"))),
         };
         let next_offset = match records.last() {
@@ -55,9 +56,13 @@ impl Reader {
         Ok(Fetched { records: records.into_iter().map(from_rskafka).collect(), next_offset, high_watermark })
     }
 
+    fn deed(&self, operation: &'static str) -> Deed<'_> {
+        Deed::new(operation, self.client.topic())
+    }
+
     async fn offset(&self, at: OffsetAt) -> Result<i64, FetchError> {
         match timeout(self.timeout, self.client.get_offset(at)).await {
-            Ok(offset) => offset.map_err(|error| explain::fetch_error(&error)),
+            Ok(offset) => offset.map_err(|error| explain::fetch_error(&error, self.deed("Describe"))),
             Err(_) => Err(FetchError::Unreachable(format!("no answer within {:?}", self.timeout))),
         }
     }
@@ -71,6 +76,15 @@ impl PartitionReader for Reader {
 
     async fn end_offset(&mut self) -> Result<i64, FetchError> {
         self.offset(OffsetAt::Latest).await
+    }
+
+    async fn offset_at(&mut self, time_ms: i64) -> Result<i64, FetchError> {
+        let Some(time) = DateTime::from_timestamp_millis(time_ms) else { return self.start_offset().await };
+        match self.offset(OffsetAt::Timestamp(time)).await? {
+            // Kafka's word for none.
+            offset if offset < 0 => self.end_offset().await,
+            offset => Ok(offset),
+        }
     }
 
     async fn fetch(&mut self, offset: i64, wait: Duration) -> Result<Fetched, FetchError> {
@@ -101,7 +115,7 @@ impl PartitionReader for Reader {
 
     async fn trim(&mut self, offset: i64) -> Result<(), FetchError> {
         match timeout(self.timeout, self.client.delete_records(offset, TRIM_TIMEOUT_MS)).await {
-            Ok(answer) => answer.map_err(|error| explain::fetch_error(&error)),
+            Ok(answer) => answer.map_err(|error| explain::fetch_error(&error, self.deed("Delete"))),
             Err(_) => Err(FetchError::Unreachable(format!("no answer within {:?}", self.timeout))),
         }
     }

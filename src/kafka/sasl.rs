@@ -1,7 +1,10 @@
 //! SASL for the raw reader, with the library that rskafka uses.
 
 use std::io;
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rsasl::callback::{Context, Request, SessionCallback, SessionData};
 use rsasl::config::SASLConfig;
 use rsasl::mechname::Mechname;
@@ -18,14 +21,42 @@ pub(super) struct Session {
     done: bool,
 }
 
-/// Begins a proof with the password as it is now.
-pub(super) fn session(config: &SaslConfig) -> io::Result<Session> {
-    let mechanism = match config.mechanism {
+/// Whose proof was refused, for people: never the secret itself.
+pub(super) fn whose(config: &SaslConfig) -> String {
+    if config.mechanism != SaslMechanism::OauthBearer {
+        let name = name(config.mechanism);
+        return format!(
+            "user {:?} with {name}; is the password right, and is there such a user?",
+            config.username
+        );
+    }
+    match expired_for(password_now(config).reveal()) {
+        Some(seconds) => format!("the OAUTHBEARER token, which expired {seconds} s ago"),
+        None => "the OAUTHBEARER token; does it have the issuer, audience and key that brokers want?".into(),
+    }
+}
+
+/// For how many seconds a token has been of no use, where it says so itself.
+fn expired_for(token: &str) -> Option<u64> {
+    let claims = token.split('.').nth(1)?;
+    let claims = URL_SAFE_NO_PAD.decode(claims.trim_end_matches('=')).ok()?;
+    let claims: serde_json::Value = serde_json::from_slice(&claims).ok()?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_secs();
+    now.checked_sub(claims.get("exp")?.as_u64()?)
+}
+
+fn name(mechanism: SaslMechanism) -> &'static str {
+    match mechanism {
         SaslMechanism::Plain => "PLAIN",
         SaslMechanism::ScramSha256 => "SCRAM-SHA-256",
         SaslMechanism::ScramSha512 => "SCRAM-SHA-512",
         SaslMechanism::OauthBearer => "OAUTHBEARER",
-    };
+    }
+}
+
+/// Begins a proof with the password as it is now.
+pub(super) fn session(config: &SaslConfig) -> io::Result<Session> {
+    let mechanism = name(config.mechanism);
     let password = password_now(config);
     let secret = password.reveal().to_owned();
     let sasl = match config.mechanism {
@@ -34,9 +65,9 @@ pub(super) fn session(config: &SaslConfig) -> io::Result<Session> {
         }
         _ => SASLConfig::with_credentials(None, config.username.clone(), secret),
     };
-    let name = Mechname::parse(mechanism.as_bytes()).map_err(io::Error::other)?;
+    let parsed = Mechname::parse(mechanism.as_bytes()).map_err(io::Error::other)?;
     let client = SASLClient::new(sasl.map_err(io::Error::other)?);
-    let exchange = client.start_suggested(&[name]).map_err(io::Error::other)?;
+    let exchange = client.start_suggested(&[parsed]).map_err(io::Error::other)?;
     Ok(Session { mechanism, exchange, done: false })
 }
 
@@ -70,5 +101,30 @@ impl SessionCallback for Token {
     ) -> Result<(), SessionError> {
         request.satisfy::<OAuthBearerKV>(&[])?.satisfy::<OAuthBearerToken>(&self.0)?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kafka::config::Secret;
+
+    #[test]
+    fn a_refused_proof_is_named_without_its_secret() {
+        let config = |mechanism, secret: &str| SaslConfig {
+            mechanism,
+            username: "gateway".to_owned(),
+            password: Secret::new(secret),
+            password_file: None,
+        };
+        let said = whose(&config(SaslMechanism::ScramSha512, "hunter2"));
+        assert!(said.contains("\"gateway\" with SCRAM-SHA-512") && !said.contains("hunter2"), "{said}");
+        let token = |exp: u64| format!("h.{}.s", URL_SAFE_NO_PAD.encode(format!("{{\"exp\":{exp}}}")));
+        let said = whose(&config(SaslMechanism::OauthBearer, &token(1_000)));
+        assert!(said.contains("which expired ") && !said.contains(&token(1_000)), "{said}");
+        for other in [token(u64::MAX), "no token".to_owned(), "a.b.c".to_owned()] {
+            let said = whose(&config(SaslMechanism::OauthBearer, &other));
+            assert!(said.contains("issuer") && !said.contains(&other), "{said}");
+        }
     }
 }

@@ -22,7 +22,7 @@ use rskafka::record::Record as RskafkaRecord;
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::time::Instant;
 
-use super::explain;
+use super::explain::{self, Deed};
 use super::throttle::{Sentinel, Throttled};
 use crate::terms::Compression;
 use crate::transport::{Appended, PartitionWriter, ProduceError, Record};
@@ -50,8 +50,22 @@ impl Writer {
     async fn probe(&self) -> Result<(), ProduceError> {
         match tokio::time::timeout(PROBE_TIMEOUT, self.client.get_offset(OffsetAt::Latest)).await {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(ProduceError::NotSent(explain::line(&error))),
+            Ok(Err(error)) => Err(self.unprobed(&error)),
             Err(_) => Err(ProduceError::NotSent(format!("the leader is silent for {PROBE_TIMEOUT:?}"))),
+        }
+    }
+}
+
+impl Writer {
+    /// A topic that may not even be looked at may not be written to, and will not
+    /// be in a moment.
+    fn unprobed(&self, error: &ClientError) -> ProduceError {
+        let line = explain::line(error, Deed::new("Describe", self.client.topic()));
+        match explain::root(error) {
+            ClientError::ServerError { protocol_error: ProtocolError::TopicAuthorizationFailed, .. } => {
+                ProduceError::Refused(line)
+            }
+            _ => ProduceError::NotSent(line),
         }
     }
 }
@@ -75,7 +89,7 @@ impl PartitionWriter for Writer {
         self.last_used = Some(Instant::now());
         match produced {
             Ok((Ok(Ok(offsets)), _)) => Ok(Appended { base_offset: offsets.first().copied() }),
-            Ok((Ok(Err(error)), waited)) => Err(judge(&error, waited)),
+            Ok((Ok(Err(error)), waited)) => Err(judge(&error, waited, self.client.topic())),
             Ok((Err(Throttled { wait }), _)) => Err(ProduceError::Throttled { wait }),
             Err(_) => Err(ProduceError::Unknown(format!("no acknowledgement within {:?}", self.timeout))),
         }
@@ -95,8 +109,8 @@ async fn note_waiting<F: Future>(future: F) -> (F::Output, bool) {
     (output, waited)
 }
 
-fn judge(error: &ClientError, waited: bool) -> ProduceError {
-    let line = || explain::line(error);
+fn judge(error: &ClientError, waited: bool, topic: &str) -> ProduceError {
+    let line = || explain::line(error, Deed::new("Write", topic));
     match explain::root(error) {
         // rskafka's own check of the leader, made before it sends.
         ClientError::ServerError { is_virtual: true, .. } => ProduceError::NotSent(line()),

@@ -16,11 +16,14 @@
 //! | `grpc-status` | decimal status code; absent is 0 |
 //! | `grpc-message` | percent-encoded, as gRPC has it on the wire |
 //! | `grpc-status-details-bin` | base64 of `google.rpc.Status` |
+//! | `antiphon-last` | `true`: no reply to this call follows |
+//! | `antiphon-sequence` | place among the replies to this call, from 1, decimal |
 
 pub mod dialect;
 pub mod format;
 mod partition;
 mod reply;
+mod series;
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -32,6 +35,7 @@ use dialect::Dialect;
 
 pub use partition::partition_of_key;
 pub use reply::{DecodeError, Reply, WorkerStatus, reply_headers};
+pub use series::{Series, Turn};
 
 /// Header of a request: path of the method.
 pub const GRPC_METHOD: &str = "grpc-method";
@@ -62,6 +66,10 @@ pub const CORRELATION_ID: &str = "antiphon-correlation-id";
 /// Header of a dead letter without its value, which was too large: how many
 /// bytes it had.
 pub const VALUE_LEFT_OUT: &str = "antiphon-value-left-out";
+/// Header of a reply: `true` where no other one follows.
+pub const LAST: &str = "antiphon-last";
+/// Header of a reply: its place among those to one call, from 1.
+pub const SEQUENCE: &str = "antiphon-sequence";
 /// Media type of a protobuf message in a record.
 pub const PROTOBUF: &str = "application/protobuf";
 

@@ -154,6 +154,15 @@ impl Reply {
     }
 }
 
+/// Whether [`Reply::decode`] would find an error in it, or a status that is none.
+pub(super) fn is_error(record: &Received, dialect: &Dialect) -> bool {
+    match status_code(GRPC_STATUS, record.header(GRPC_STATUS)) {
+        Ok(Some(code)) => code > 0,
+        Err(_) => true,
+        Ok(None) => !matches!(dialect.error_of(record), Ok(None)),
+    }
+}
+
 /// The headers by which a worker answers with an error.
 pub fn reply_headers(status: &WorkerStatus) -> Vec<(HeaderName, Bytes)> {
     let message = percent_encoding::utf8_percent_encode(&status.message, GRPC_MESSAGE_ESCAPES).to_string();

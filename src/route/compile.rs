@@ -23,6 +23,9 @@ use crate::terms::{CorrelationForm, DeadLetterOn, DialectName, FormatName, JsonN
 /// What a one-way method may return.
 const ONE_WAY_OUTPUTS: &[&str] = &["google.protobuf.Empty", "antiphon.v1.Ack"];
 
+/// What is said of methods whose callers send streams.
+const NOT_SERVED: &str = "is not served: its caller sends a stream, and a request is one record";
+
 /// Makes a route table.
 ///
 /// # Errors
@@ -57,15 +60,16 @@ pub(super) fn compile_within(sources: &Sources, routes_max: usize) -> Result<Rou
 
 fn check_served(opened: &Opened, routes_max: usize, mistakes: &mut Mistakes) {
     let methods = || opened.served.iter().flat_map(ServiceDescriptor::methods);
-    let unary = methods().filter(|method| !is_streaming(method)).count();
+    let served = methods().filter(|method| !method.is_client_streaming()).count();
     if opened.served.is_empty() {
         let what = "there is no service to serve";
         mistakes.push(Mistake::new(what).hint("name a .proto file that has one, with --proto FILE"));
-    } else if unary == 0 {
-        mistakes.push(Mistake::new("there is no unary method to serve; streaming methods are not served"));
-    } else if unary > routes_max {
-        mistakes
-            .push(Mistake::new(format!("{unary} methods are more than {routes_max}, the most in one table")));
+    } else if served == 0 {
+        let what = "there is no method to serve; those whose callers stream are not served";
+        mistakes.push(Mistake::new(what));
+    } else if served > routes_max {
+        let what = format!("{served} methods are more than {routes_max}, the most in one table");
+        mistakes.push(Mistake::new(what));
     }
 }
 
@@ -81,12 +85,11 @@ fn check_overlays(sources: &Sources, opened: &Opened, mistakes: &mut Mistakes) {
     }
     let methods: Vec<MethodDescriptor> = opened.served.iter().flat_map(ServiceDescriptor::methods).collect();
     let methods: BTreeMap<String, bool> =
-        methods.iter().map(|method| (path_of(method), is_streaming(method))).collect();
+        methods.iter().map(|method| (path_of(method), method.is_client_streaming())).collect();
     for (name, overlay) in &sources.methods {
         match methods.get(name.strip_prefix('/').unwrap_or(name)) {
             Some(false) => {}
-            Some(true) => mistakes
-                .push(overlay.origin.mistake(format!("{name:?} is a streaming method, which is not served"))),
+            Some(true) => mistakes.push(overlay.origin.mistake(format!("{name:?} {NOT_SERVED}"))),
             None => {
                 let dotted = name.rsplit_once('.').map(|(service, method)| format!("{service}/{method}"));
                 let slash = dotted.filter(|name| methods.contains_key(name));
@@ -99,12 +102,8 @@ fn check_overlays(sources: &Sources, opened: &Opened, mistakes: &mut Mistakes) {
     }
 }
 
-fn path_of(method: &MethodDescriptor) -> String {
+pub(super) fn path_of(method: &MethodDescriptor) -> String {
     format!("{}/{}", method.parent_service().full_name(), method.name())
-}
-
-fn is_streaming(method: &MethodDescriptor) -> bool {
-    method.is_client_streaming() || method.is_server_streaming()
 }
 
 fn add_service(
@@ -120,17 +119,13 @@ fn add_service(
     for method in service.methods() {
         let own = options::of_method(&method, &opened.texts, mistakes);
         let path: Arc<str> = format!("/{}", path_of(&method)).into();
-        if is_streaming(&method) {
+        if method.is_client_streaming() {
             if own != nothing {
-                let what = format!("{} is a streaming method, which is not served", path_of(&method));
+                let what = format!("{} {NOT_SERVED}", path_of(&method));
                 let origin = options::origin_of_method(&method, &opened.texts);
                 mistakes.push(origin.mistake(what).hint("take its (antiphon.v1.kafka) option away"));
             }
-            let entry = Entry::Streaming {
-                client: method.is_client_streaming(),
-                server: method.is_server_streaming(),
-            };
-            table.entries.insert(path, entry);
+            table.entries.insert(path, Entry::Streaming { server: method.is_server_streaming() });
             continue;
         }
         let overlay = sources.methods.get(&path[1..]).or_else(|| sources.methods.get(&*path));
@@ -158,14 +153,14 @@ fn overlay_settings(overlay: &Overlay) -> &Settings {
 
 /// Makes one route. Where a setting is wrong it notes the mistake and goes on
 /// with the default; a table with mistakes is never handed out.
-struct Judge<'a> {
-    layers: Layers<'a>,
-    origin: Origin,
-    method: &'a MethodDescriptor,
+pub(super) struct Judge<'a> {
+    pub(super) layers: Layers<'a>,
+    pub(super) origin: Origin,
+    pub(super) method: &'a MethodDescriptor,
     custom: Option<&'a Arc<Custom>>,
     registry: bool,
-    reply_partition: bool,
-    mistakes: &'a mut Mistakes,
+    pub(super) reply_partition: bool,
+    pub(super) mistakes: &'a mut Mistakes,
 }
 
 impl<'a> Judge<'a> {
@@ -189,6 +184,7 @@ impl<'a> Judge<'a> {
             timeout,
             timeout_max,
             mode,
+            replies: self.replies(&output, mode, &dialect),
             dialect,
             format: self.format(&request_topic),
             compression: self.word("compression", |s| &s.compression),

@@ -16,6 +16,7 @@ mod table;
 
 mod compile;
 mod options;
+mod replies;
 mod settings;
 mod sources;
 
@@ -30,7 +31,7 @@ pub use field_path::{FieldPath, FieldPathError};
 pub use mistake::{Mistake, Mistakes, Origin, did_you_mean};
 pub use settings::{Overlay, Settings, Sourced};
 pub use sources::Sources;
-pub use table::{Idempotency, Lookup, Partitioning, Route, RouteTable};
+pub use table::{Delivery, Idempotency, Lookup, Partitioning, Replies, Route, RouteTable};
 pub use wire::{WireError, validate};
 pub use words::{
     DURATION_HINT, DurationError, TOPIC_HINT, TopicError, check_topic, parse_duration, show_duration,

@@ -122,6 +122,7 @@ fn set(settings: &mut Settings, name: &str, value: &Value, origin: Origin) {
     let text = || value.as_str().map(|text| Sourced::new(text.to_owned(), origin.clone()));
     let word = || spelling_of(value, name).map(|word| Sourced::new(word, origin.clone()));
     let number = || value.as_u32().map(|number| Sourced::new(i64::from(number), origin.clone()));
+    let yes = || value.as_bool().map(|yes| Sourced::new(yes, origin.clone()));
     match name {
         "request_topic" => settings.request_topic = text(),
         "key" => settings.key = text(),
@@ -133,7 +134,7 @@ fn set(settings: &mut Settings, name: &str, value: &Value, origin: Origin) {
         "correlation_form" => settings.correlation_form = word(),
         "format" => settings.format = word(),
         "json_names" => settings.json_names = word(),
-        "json_defaults" => settings.json_defaults = value.as_bool().map(|yes| Sourced::new(yes, origin)),
+        "json_defaults" => settings.json_defaults = yes(),
         "schema_subject" => settings.schema_subject = text(),
         "compression" => settings.compression = word(),
         "partition_field" => settings.partition_field = text(),
@@ -143,8 +144,14 @@ fn set(settings: &mut Settings, name: &str, value: &Value, origin: Origin) {
             settings.dead_letter_on = (!words.is_empty()).then(|| Sourced::new(words, origin));
         }
         "dead_letter_topic" => settings.dead_letter_topic = text(),
-        "cancel_record" => settings.cancel_record = value.as_bool().map(|yes| Sourced::new(yes, origin)),
+        "cancel_record" => settings.cancel_record = yes(),
         "in_flight_max" => settings.in_flight_max = number(),
+        "replies" => settings.replies = number(),
+        "until_last" => settings.until_last = yes(),
+        "partial_on_timeout" => settings.partial_on_timeout = yes(),
+        "replies_field" => settings.replies_field = text(),
+        "skip_errors" => settings.skip_errors = yes(),
+        "replies_max" => settings.replies_max = number(),
         _ => {}
     }
 }

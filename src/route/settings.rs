@@ -64,6 +64,18 @@ pub struct Settings {
     pub cancel_record: Option<Sourced<bool>>,
     /// Calls of the method that may be in flight at once.
     pub in_flight_max: Option<Sourced<i64>>,
+    /// How many replies answer a call.
+    pub replies: Option<Sourced<i64>>,
+    /// Whether a reply that says it is the last ends the wait.
+    pub until_last: Option<Sourced<bool>>,
+    /// Whether what has come by the deadline is the answer.
+    pub partial_on_timeout: Option<Sourced<bool>>,
+    /// The repeated field of the response that the replies are put in.
+    pub replies_field: Option<Sourced<String>>,
+    /// Whether replies that are errors are left out.
+    pub skip_errors: Option<Sourced<bool>>,
+    /// Replies of one call that may be held.
+    pub replies_max: Option<Sourced<i64>>,
 }
 
 impl Settings {
@@ -87,6 +99,12 @@ impl Settings {
         "dead_letter_topic",
         "cancel_record",
         "in_flight_max",
+        "replies",
+        "until_last",
+        "partial_on_timeout",
+        "replies_field",
+        "skip_errors",
+        "replies_max",
     ];
 }
 

@@ -14,7 +14,7 @@ use crate::message::format::Format;
 use crate::terms::{Compression, DeadLetterOn, Mode};
 
 /// Every method that is declared, and the routes of those that are served.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct RouteTable {
     pub(super) routes: Vec<Arc<Route>>,
     pub(super) entries: HashMap<Arc<str>, Entry>,
@@ -29,7 +29,10 @@ pub struct RouteTable {
 #[derive(Debug, Clone)]
 pub(super) enum Entry {
     Route(Arc<Route>),
-    Streaming { client: bool, server: bool },
+    /// The caller streams, so it is not served.
+    Streaming {
+        server: bool,
+    },
 }
 
 /// What a look-up found.
@@ -37,11 +40,10 @@ pub(super) enum Entry {
 pub enum Lookup<'a> {
     /// A method that is served.
     Route(&'a Arc<Route>),
-    /// A method that is declared, and not served because it streams.
+    /// A method that is declared, and not served because its caller sends a
+    /// stream.
     Streaming {
-        /// The caller sends a stream.
-        client: bool,
-        /// The answer is a stream.
+        /// The answer is a stream, too.
         server: bool,
     },
     /// A service that is served, without this method.
@@ -55,9 +57,7 @@ impl RouteTable {
     pub fn lookup(&self, path: &str) -> Lookup<'_> {
         match self.entries.get(path) {
             Some(Entry::Route(route)) => Lookup::Route(route),
-            Some(Entry::Streaming { client, server }) => {
-                Lookup::Streaming { client: *client, server: *server }
-            }
+            Some(Entry::Streaming { server }) => Lookup::Streaming { server: *server },
             None => {
                 let service = path.strip_prefix('/').and_then(|path| path.split('/').next());
                 match service.is_some_and(|service| self.service_names.contains(service)) {
@@ -71,6 +71,15 @@ impl RouteTable {
     /// Every route, in the order of `Route::index`.
     pub fn routes(&self) -> &[Arc<Route>] {
         &self.routes
+    }
+
+    /// Paths of the methods that are not served because their callers stream,
+    /// in order.
+    pub fn not_served(&self) -> Vec<&str> {
+        let streaming = self.entries.iter().filter(|(_, entry)| matches!(entry, Entry::Streaming { .. }));
+        let mut paths: Vec<&str> = streaming.map(|(path, _)| &**path).collect();
+        paths.sort_unstable();
+        paths
     }
 
     /// Full names of the services that are served.
@@ -140,10 +149,58 @@ pub struct Route {
     pub cancel_record: bool,
     /// Calls that may be in flight at once.
     pub in_flight_max: Option<u32>,
+    /// How several replies answer a call; `None` where there is one.
+    pub replies: Option<Replies>,
     /// Type of the request.
     pub input: MessageDescriptor,
     /// Type of the response.
     pub output: MessageDescriptor,
+}
+
+impl Route {
+    /// Type of the message in one reply.
+    pub fn reply_type(&self) -> &MessageDescriptor {
+        match &self.replies {
+            Some(Replies { delivery: Delivery::Field { element, .. }, .. }) => element,
+            _ => &self.output,
+        }
+    }
+
+    /// Whether the answer is a stream.
+    pub fn is_stream(&self) -> bool {
+        matches!(&self.replies, Some(Replies { delivery: Delivery::Stream, .. }))
+    }
+}
+
+/// How several replies answer one call.
+#[derive(Debug, Clone)]
+pub struct Replies {
+    /// So many are all.
+    pub count: Option<u32>,
+    /// One that says it is the last is the last.
+    pub until_last: bool,
+    /// What has come by the deadline is the answer, unless nothing has.
+    pub partial_on_timeout: bool,
+    /// Errors are left out instead of ending the call.
+    pub skip_errors: bool,
+    /// Replies of one call that may be held.
+    pub held_max: u32,
+    /// What the caller gets.
+    pub delivery: Delivery,
+}
+
+/// How the caller gets several replies.
+#[derive(Debug, Clone)]
+pub enum Delivery {
+    /// In a repeated field of one message.
+    Field {
+        /// Number of the field.
+        number: u32,
+        /// Type of its elements.
+        element: MessageDescriptor,
+    },
+    /// Each as a message of a stream.
+    Stream,
 }
 
 /// What chooses a record's partition.

@@ -93,8 +93,9 @@ fn without_options_the_topic_is_the_services_name() {
     assert_eq!((echo.mode, echo.idempotency), (Mode::RequestReply, Idempotency::Unknown));
     assert_eq!((echo.timeout, echo.timeout_max), (Duration::from_secs(10), Duration::from_secs(300)));
     assert_eq!((echo.compression, echo.cancel_record, echo.in_flight_max), (None, false, None));
-    let many = table.lookup("/echo.v1.EchoService/EchoMany");
-    assert!(matches!(many, Lookup::Streaming { client: false, server: true }), "{many:?}");
+    let many = route(&table, "/echo.v1.EchoService/EchoMany");
+    assert!(many.is_stream() && many.replies.as_ref().unwrap().until_last && !echo.is_stream());
+    assert!(echo.replies.is_none() && table.not_served().is_empty());
     assert!(matches!(table.lookup("/echo.v1.EchoService/Nope"), Lookup::UnknownMethod));
     for path in ["/echo.v1.Echo/Echo", "/", "", "echo.v1.EchoService/Echo", "/echo.v1.EchoServic/Echo"] {
         assert!(matches!(table.lookup(path), Lookup::UnknownService), "{path}");
@@ -188,6 +189,7 @@ fn a_dialect_is_a_methods_own() {
         reply_partition_form: PartitionForm::Int32,
         error_code: None,
         error_message: None,
+        last: None,
     });
     let mut sources = files.protos(&["t.proto"]);
     sources.custom_dialect = Some(Arc::clone(&custom));
@@ -197,6 +199,48 @@ fn a_dialect_is_a_methods_own() {
     let table = compile(&sources).unwrap();
     let dialects: Vec<Dialect> = table.routes().iter().map(|route| route.dialect.clone()).collect();
     assert_eq!(dialects, [Dialect::Nestjs, Dialect::Zilla, Dialect::Custom(custom)]);
+}
+
+#[test]
+fn several_replies_are_a_methods_own() {
+    let service = r#"message L { string note = 1; repeated B all = 7; map<string, B> by_name = 8; }
+        message M { repeated B some = 2; repeated B others = 3; }
+        service S {
+        rpc One(A) returns (L);
+        rpc Three(A) returns (L) { option (antiphon.v1.kafka) = { replies: 3 partial_on_timeout: true skip_errors: true }; }
+        rpc Last(A) returns (M) { option (antiphon.v1.kafka) = { until_last: true replies_field: "others" replies_max: 5 }; }
+        rpc Many(A) returns (L) { option (antiphon.v1.kafka) = { replies: 20000 }; }
+        rpc Stream(A) returns (stream L);
+        rpc Five(A) returns (stream L) { option (antiphon.v1.kafka) = { replies: 5 until_last: false replies_max: 2 }; }
+        rpc Up(stream A) returns (B); rpc Both(stream A) returns (stream B); }"#;
+    let files = Files::new(&[("t.proto", &format!("{HEAD}{service}"))]);
+    let table = compile(&files.protos(&["t.proto"])).unwrap();
+    let shown: Vec<_> = table
+        .routes()
+        .iter()
+        .map(|route| {
+            let plan = route.replies.as_ref()?;
+            let field = match &plan.delivery {
+                Delivery::Field { number, element } => Some((*number, element.full_name().to_owned())),
+                Delivery::Stream => None,
+            };
+            let flags = [plan.until_last, plan.partial_on_timeout, plan.skip_errors];
+            Some((plan.count, flags, plan.held_max, field, route.reply_type().name().to_owned()))
+        })
+        .collect();
+    let b = |number| Some((number, "t.B".to_owned()));
+    let expected = [
+        None,
+        Some((Some(3), [false, true, true], 10_000, b(7), "B".to_owned())),
+        Some((None, [true, false, false], 5, b(3), "B".to_owned())),
+        Some((Some(20_000), [false; 3], 20_000, b(7), "B".to_owned())),
+        Some((None, [true, false, false], 10_000, None, "L".to_owned())),
+        Some((Some(5), [false; 3], 2, None, "L".to_owned())),
+    ];
+    assert_eq!(shown, expected);
+    assert_eq!(table.not_served(), ["/t.S/Both", "/t.S/Up"]);
+    assert!(matches!(table.lookup("/t.S/Up"), Lookup::Streaming { server: false }));
+    assert!(matches!(table.lookup("/t.S/Both"), Lookup::Streaming { server: true }));
 }
 
 #[test]
@@ -294,7 +338,7 @@ a.toml:11:1: there is no method "t.S/m" to serve
   hint: did you mean "t.S/M"?
 a.toml:13:1: there is no method "t.S.M" to serve
   hint: did you mean "t.S/M"?
-a.toml:15:1: "t.S/Flow" is a streaming method, which is not served
+a.toml:15:1: "t.S/Flow" is not served: its caller sends a stream, and a request is one record
 a.toml:17:1: there is no method "elsewhere.Service/Call" to serve"#
     );
 }

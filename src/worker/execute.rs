@@ -13,7 +13,7 @@ use super::answers::{Found, KeptAnswer, RequestId, StoreError};
 use super::context::Context;
 use super::driver::{Destination, Outbox, OutboxError};
 use super::error::{Code, Kind, WorkerError};
-use super::kit::{Attempt, Kit, Serve};
+use super::kit::{Attempt, Kit, Method, Serve};
 use super::metrics::{DeadLetterLabels, HandledLabels};
 use crate::backoff::Backoff;
 use crate::message::{CONTENT_TYPE, OUTCOME, PROTOBUF, reply_headers};
@@ -23,12 +23,19 @@ use crate::transport::{HeaderName, Record};
 /// A method without a handler, as metrics name it.
 const UNKNOWN_METHOD: &str = "unknown";
 /// The code of what is no error, as metrics name it.
-const OK: &str = "OK";
+pub(super) const OK: &str = "OK";
 
 /// What came of a request.
-struct Outcome {
-    result: Result<Bytes, WorkerError>,
-    class: Option<DeadLetterClass>,
+pub(super) struct Outcome {
+    pub(super) result: Result<Bytes, WorkerError>,
+    pub(super) class: Option<DeadLetterClass>,
+}
+
+impl Outcome {
+    /// An error that leaves no dead letter.
+    pub(super) fn of(error: WorkerError) -> Self {
+        Self { result: Err(error), class: None }
+    }
 }
 
 /// What a worker's requests share.
@@ -58,14 +65,26 @@ impl Shared {
         let method = known.map_or_else(|| Arc::from(UNKNOWN_METHOD), |(path, _)| Arc::clone(path));
         let id =
             call.idempotency_key().map(|key| RequestId { method: Arc::clone(&method), key: key.clone() });
+        if let Some((_, Method::Many(serve))) = known {
+            let code = self.series(call, serve, message, release).await;
+            return self.count_handled(call, method, code);
+        }
+        let serve = match known {
+            Some((_, Method::One(serve))) => Some(serve),
+            _ => None,
+        };
         let (answer, code) = match self.kept(id.as_ref(), &message).await {
             Some(kept) => kept,
-            None => self.fresh(call, known.map(|(_, serve)| serve), id.as_ref(), &message).await,
+            None => self.fresh(call, serve, id.as_ref(), &message).await,
         };
+        self.count_handled(call, method, code);
+        self.reply(call, answer, release).await;
+    }
+
+    fn count_handled(&self, call: &Context, method: Arc<str>, code: &'static str) {
         self.kit.metrics.handled.get_or_create(&HandledLabels { method, code }).inc();
         let place = call.partition();
         tracing::debug!(topic = %place.topic, partition = place.partition, offset = call.record().offset, code, "handled");
-        self.reply(call, answer, release).await;
     }
 
     fn skip(&self, call: &Context, reason: &'static str) {
@@ -137,7 +156,7 @@ impl Shared {
         let mut backoff = Backoff::new(retries.first_pause, retries.pause_max);
         loop {
             call.begin_attempt();
-            let outcome = self.attempt(call, serve, message.clone()).await;
+            let outcome = self.attempt(call, serve(call.clone(), message.clone())).await;
             let Err(error) = &outcome.result else { return outcome };
             if error.kind() != Kind::Transient {
                 return outcome;
@@ -154,9 +173,13 @@ impl Shared {
     }
 
     /// One call of the handler; a panic ends here.
-    async fn attempt(&self, call: &Context, serve: &Arc<Serve>, message: Bytes) -> Outcome {
+    pub(super) async fn attempt(
+        &self,
+        call: &Context,
+        handled: impl Future<Output = Attempt> + Send,
+    ) -> Outcome {
         let limit = self.kit.settings.handler_limit;
-        let attempt = AssertUnwindSafe(async { serve(call.clone(), message).await }).catch_unwind();
+        let attempt = AssertUnwindSafe(handled).catch_unwind();
         let (error, class) = match tokio::time::timeout(limit, attempt).await {
             Ok(Ok(Attempt::Reply(value))) => return Outcome { result: Ok(value), class: None },
             Ok(Ok(Attempt::Undecodable(error))) => (error, Some(DeadLetterClass::UndecodableRequest)),
@@ -186,7 +209,7 @@ impl Shared {
         }
     }
 
-    async fn dead_letter(&self, call: &Context, class: DeadLetterClass, error: &WorkerError) {
+    pub(super) async fn dead_letter(&self, call: &Context, class: DeadLetterClass, error: &WorkerError) {
         let Some(settings) = &self.kit.settings.dead_letters else { return };
         let wanted = match class {
             DeadLetterClass::HandlerFailed => settings.failed,
@@ -215,7 +238,6 @@ impl Shared {
 
     async fn reply(&self, call: &Context, answer: KeptAnswer, release: impl FnOnce() + Send) {
         let Some((destination, _)) = call.reply_to() else { return release() };
-        let topic = Arc::clone(&destination.topic);
         let mut sending = std::pin::pin!(self.send(call, destination, answer));
         // Polled once, it has its place before what the next one of its key replies.
         let at_once = tokio::select! {
@@ -229,11 +251,16 @@ impl Shared {
             None => sending.await,
         };
         if let Err(error) = sent {
-            // To do the work again would be worse than a reply that is lost.
-            self.kit.metrics.replies_lost.inc();
-            let place = call.partition();
-            tracing::error!(%place, offset = call.record().offset, reply_topic = %topic, %error, "reply lost");
+            self.reply_lost(call, &error);
         }
+    }
+
+    /// To do the work again would be worse than a reply that is lost.
+    pub(super) fn reply_lost(&self, call: &Context, error: &OutboxError) {
+        self.kit.metrics.replies_lost.inc();
+        let (place, reply_to) = (call.partition(), call.reply_to());
+        let topic = reply_to.map_or_else(|| Arc::from(""), |(to, _)| to.topic);
+        tracing::error!(%place, offset = call.record().offset, reply_topic = %topic, %error, "reply lost");
     }
 
     /// Writes the reply; should it be too large, an error that says so.
@@ -258,7 +285,7 @@ async fn contained<T>(asked: impl Future<Output = Result<T, StoreError>>) -> Res
     AssertUnwindSafe(asked).catch_unwind().await.unwrap_or_else(panicked)
 }
 
-fn error_answer(error: &WorkerError) -> (KeptAnswer, &'static str) {
+pub(super) fn error_answer(error: &WorkerError) -> (KeptAnswer, &'static str) {
     // An error's value is empty, not null: null is a tombstone.
     let answer =
         KeptAnswer { code: Some(error.code()), value: Bytes::new(), headers: reply_headers(&error.status()) };

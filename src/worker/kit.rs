@@ -16,6 +16,7 @@ use super::driver::{Driver, DriverError};
 use super::engine::{Ended, Engine};
 use super::error::{Code, WorkerError};
 use super::metrics::Metrics;
+use super::series::{Replies, ServeMany};
 
 /// What must be handled one after the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -134,6 +135,30 @@ where
     type Answer = Fut;
 }
 
+/// A handler that sends its replies itself, with [`Replies::send`], and ends
+/// when the last is sent.
+pub trait HandleStream<Q, R>:
+    Fn(Context, Q, Replies<R>) -> <Self as HandleStream<Q, R>>::Answer + Send + Sync + 'static
+{
+    /// What it returns.
+    type Answer: Future<Output = Result<(), WorkerError>> + Send + 'static;
+}
+
+impl<F, Fut, Q, R> HandleStream<Q, R> for F
+where
+    F: Fn(Context, Q, Replies<R>) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<(), WorkerError>> + Send + 'static,
+{
+    type Answer = Fut;
+}
+
+/// How a method is served.
+#[derive(Clone)]
+pub(super) enum Method {
+    One(Arc<Serve>),
+    Many(Arc<ServeMany>),
+}
+
 /// One attempt: the message of the reply.
 pub(super) type Serve = dyn Fn(Context, Bytes) -> BoxFuture<'static, Attempt> + Send + Sync;
 
@@ -173,7 +198,7 @@ pub(super) enum Attempt {
 /// # async fn charge(_: &PayRequest) -> Result<String, std::io::Error> { Ok(String::new()) }
 /// ```
 pub struct Kit {
-    pub(super) methods: HashMap<Arc<str>, Arc<Serve>>,
+    pub(super) methods: HashMap<Arc<str>, Method>,
     pub(super) settings: Settings,
     pub(super) answers: Arc<dyn AnswerStore>,
     pub(super) metrics: Metrics,
@@ -215,12 +240,9 @@ impl Kit {
         let serve = move |context: Context, message: Bytes| {
             let handler = Arc::clone(&handler);
             let attempt = async move {
-                let request = match Q::decode(message) {
+                let request = match decode::<Q>(message) {
                     Ok(request) => request,
-                    Err(error) => {
-                        let text = format!("the request does not decode: {error}");
-                        return Attempt::Undecodable(WorkerError::rejected(Code::InvalidArgument, text));
-                    }
+                    Err(undecodable) => return undecodable,
                 };
                 match (*handler)(context, request).await {
                     Ok(reply) => Attempt::Reply(Bytes::from(reply.encode_to_vec())),
@@ -229,7 +251,36 @@ impl Kit {
             };
             Box::pin(attempt) as BoxFuture<'static, Attempt>
         };
-        self.methods.insert(Arc::from(path), Arc::new(serve));
+        self.methods.insert(Arc::from(path), Method::One(Arc::new(serve)));
+        self
+    }
+
+    /// Handles a method whose calls have several replies: one that returns a
+    /// stream, or one that the gateway collects them for. They are written in
+    /// the order in which they are sent, each with its number.
+    #[must_use]
+    pub fn handle_stream<Q, R>(mut self, path: &str, handler: impl HandleStream<Q, R>) -> Self
+    where
+        Q: Message + Default + 'static,
+        R: Message + 'static,
+    {
+        let handler = Arc::new(handler);
+        let serve = move |context: Context, message: Bytes, messages| {
+            let handler = Arc::clone(&handler);
+            let attempt = async move {
+                let request = match decode::<Q>(message) {
+                    Ok(request) => request,
+                    Err(undecodable) => return undecodable,
+                };
+                let replies = Replies::new(context.clone(), messages);
+                match (*handler)(context, request, replies).await {
+                    Ok(()) => Attempt::Reply(Bytes::new()),
+                    Err(error) => Attempt::Error(error),
+                }
+            };
+            Box::pin(attempt) as BoxFuture<'static, Attempt>
+        };
+        self.methods.insert(Arc::from(path), Method::Many(Arc::new(serve)));
         self
     }
 
@@ -261,4 +312,11 @@ impl Kit {
     ) -> Result<Ended, DriverError> {
         Engine::new(self, Box::new(driver))?.run(stop).await
     }
+}
+
+fn decode<Q: Message + Default>(message: Bytes) -> Result<Q, Attempt> {
+    Q::decode(message).map_err(|error| {
+        let text = format!("the request does not decode: {error}");
+        Attempt::Undecodable(WorkerError::rejected(Code::InvalidArgument, text))
+    })
 }

@@ -9,6 +9,7 @@
 //!  └ engine    one task: takes records, starts handlers, commits
 //!     ├ board      keyed queues, and how far each partition may be committed
 //!     ├ execute    one request: deadline, repeat, attempts, dead letter, reply
+//!     ├ series     one request with several replies
 //!     └ Driver     where records come from and replies go
 //!        ├ TransportDriver   over `transport`; every partition, no group
 //!        └ rdkafka           consumer groups; feature `worker-rdkafka`
@@ -28,6 +29,7 @@ mod plain;
 #[cfg(feature = "worker-rdkafka")]
 pub mod rdkafka;
 pub mod samples;
+mod series;
 mod transport_driver;
 mod watermark;
 
@@ -38,9 +40,10 @@ pub use driver::{
 };
 pub use engine::Ended;
 pub use error::{BadRequest, Code, ErrorInfo, FieldViolation, Kind, WorkerError};
-pub use kit::{DeadLetters, Handle, Kit, Order, Retries, Settings};
+pub use kit::{DeadLetters, Handle, HandleStream, Kit, Order, Retries, Settings};
 pub use metrics::{HandledLabels, Metrics, SkippedLabels};
 pub use plain::{Call, Handler, Worker};
+pub use series::{NobodyWaits, Replies};
 pub use transport_driver::{From, TransportDriver};
 
 #[cfg(test)]

@@ -12,7 +12,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::backoff::Backoff;
-use crate::message::{CONTENT_TYPE, GRPC_DEADLINE, GRPC_METHOD, PROTOBUF, WorkerStatus, reply_headers};
+use crate::message::{
+    CONTENT_TYPE, GRPC_DEADLINE, GRPC_METHOD, LAST, PROTOBUF, SEQUENCE, WorkerStatus, reply_headers,
+};
 use crate::supervisor::{Supervisor, Task};
 use crate::terms::Compression;
 use crate::transport::{
@@ -42,6 +44,12 @@ pub struct Call<'a> {
 pub trait Handler: Send + Sync + 'static {
     /// The reply's message, or the error in its place; `None` sends no reply.
     async fn handle(&self, call: Call<'_>) -> Option<Result<Bytes, WorkerStatus>>;
+
+    /// The messages of a call that has several replies, for methods that answer
+    /// so; `None`: the call has one, which `handle` makes.
+    async fn handle_many(&self, _call: &Call<'_>) -> Option<Vec<Bytes>> {
+        None
+    }
 }
 
 /// A worker that runs until it is dropped.
@@ -136,9 +144,11 @@ impl PartitionWork {
     async fn handle(&mut self, requests: Vec<Received>) {
         let mut replies: HashMap<ReplyPlace, Vec<Record>> = HashMap::new();
         for request in &requests {
-            let Some(result) = answer(&*self.handler, request).await else { continue };
-            let Some((place, record)) = reply(request, result) else { continue };
-            replies.entry(place).or_default().push(record);
+            for (result, more) in answers(&*self.handler, request).await {
+                let Some((place, mut record)) = reply(request, result) else { continue };
+                record.headers.extend(more);
+                replies.entry(place).or_default().push(record);
+            }
         }
         for (place, records) in replies {
             self.send(place, &records).await;
@@ -172,15 +182,37 @@ impl PartitionWork {
     }
 }
 
-async fn answer(handler: &dyn Handler, request: &Received) -> Option<Result<Bytes, WorkerStatus>> {
+/// One of the replies to a request, and the headers that it has besides.
+type Numbered = (Result<Bytes, WorkerStatus>, Vec<(HeaderName, Bytes)>);
+
+/// What is sent for one request.
+async fn answers(handler: &dyn Handler, request: &Received) -> Vec<Numbered> {
     if has_expired(request) {
-        return None;
+        return Vec::new();
     }
     let method =
         request.header(GRPC_METHOD).and_then(|value| std::str::from_utf8(value).ok()).unwrap_or_default();
     // A tombstone is a caller's word that it has gone.
-    let message = request.value.clone()?;
-    handler.handle(Call { method, message, record: request }).await
+    let Some(message) = request.value.clone() else { return Vec::new() };
+    let call = Call { method, message, record: request };
+    match handler.handle_many(&call).await {
+        Some(messages) => number(messages),
+        None => handler.handle(call).await.into_iter().map(|result| (result, Vec::new())).collect(),
+    }
+}
+
+/// Replies in their order, the last one marked. One at least: the end is said
+/// with a message.
+fn number(messages: Vec<Bytes>) -> Vec<Numbered> {
+    let count = messages.len();
+    let numbered = messages.into_iter().zip(1..).map(|(message, number)| {
+        let mut headers = vec![(HeaderName::Borrowed(SEQUENCE), Bytes::from(number.to_string()))];
+        if number == count {
+            headers.push((HeaderName::Borrowed(LAST), Bytes::from_static(b"true")));
+        }
+        (Ok(message), headers)
+    });
+    numbered.collect()
 }
 
 /// Nobody waits any more: working on it would only delay the others.

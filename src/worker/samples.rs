@@ -41,8 +41,16 @@ pub struct Samples {
 /// Shops whose radius the sample worker remembers.
 pub const SHOPS_MAX: usize = 100_000;
 
+/// Echoes that one request gets from `EchoMany`.
+const ECHOES: usize = 3;
+
 #[async_trait]
 impl Handler for Samples {
+    async fn handle_many(&self, call: &Call<'_>) -> Option<Vec<Bytes>> {
+        // What is echoed is the request itself: both messages are one field.
+        (call.method == "/echo.v1.EchoService/EchoMany").then(|| vec![call.message.clone(); ECHOES])
+    }
+
     async fn handle(&self, call: Call<'_>) -> Option<Result<Bytes, WorkerStatus>> {
         let message = call.message.clone();
         Some(match call.method {

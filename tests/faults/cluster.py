@@ -66,15 +66,16 @@ class Cluster:
     def add_partitions(self, name, partitions):
         settle(self.admin.create_partitions([NewPartitions(name, partitions)]))
 
-    def fresh_topics(self):
-        """Request topics without a past; nothing left of earlier gateways."""
-        old = [name for name in self.topics() if name in TOPICS or name.startswith("antiphon.reply.")]
+    def fresh_topics(self, topics=tuple(TOPICS)):
+        """Topics without a past; nothing left of earlier gateways."""
+        past = {*topics, *(f"{name}.DLQ" for name in topics)}
+        old = [name for name in self.topics() if name in past or name.startswith("antiphon.reply.")]
         for name in old:
             self.delete(name)
         wait_until(lambda: not set(old) & self.topics().keys(), 20, "the old topics are gone")
-        for name in TOPICS:
+        for name in topics:
             self.create(name)
-        wait_until(lambda: set(TOPICS) <= self.topics().keys(), 20, "the new topics are there")
+        wait_until(lambda: set(topics) <= self.topics().keys(), 20, "the new topics are there")
         self.wait_whole()
 
     def partitions(self, topic):

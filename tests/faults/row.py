@@ -40,7 +40,7 @@ from pathlib import Path
 
 from audit import ReplyAudit, read_requests
 from cluster import Gateway
-from harness import TOPICS, Worker, check, tail, wait_until
+from harness import TOPICS, Failure, Worker, check, tail, wait_until
 
 ROOM_SECONDS = 1.0
 LATE_SECONDS_MAX = 0.1
@@ -55,13 +55,13 @@ class Load:
     """The program in load/, in a process of its own."""
 
     def __init__(self, folder, name, gateways, **arguments):
-        self.out = folder / f"{name}.calls"
+        self.name, self.out = name, folder / f"{name}.calls"
         self.counts = {}
         command = [os.environ["FAULTS_LOAD"], "--out", str(self.out)]
         for gateway in gateways:
             command += ["--gateway", gateway]
         for argument, value in arguments.items():
-            command += [f"--{argument.replace('_', '-')}", str(value)]
+            command.append(f"--{argument.replace('_', '-')}={value}")
         self.errors = folder / f"{name}.err"
         self.child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors.open("w"), text=True
@@ -83,15 +83,25 @@ class Load:
         """No more calls; waits for those under way."""
         self.ended = time.time()
         self.child.stdin.close()
-        self.child.wait(seconds)
+        self.finish_by_itself(seconds)
+
+    def finish_by_itself(self, seconds):
+        """Waits for the last of the calls that it was to make."""
+        try:
+            self.child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise Failure(f"calls are still under way after {seconds:.0f} s: {self.counts}") from None
         self._reading.join(5)
         check(self.child.returncode == 0, f"the load ended with {self.child.returncode}\n{tail(self.errors)}")
 
     def calls(self):
         return [json.loads(line) for line in self.out.read_text().splitlines()]
 
+    def alive(self):
+        return self.child.poll() is None
+
     def end(self):
-        if self.child.poll() is None:
+        if self.alive():
             self.child.kill()
             self.child.wait()
 

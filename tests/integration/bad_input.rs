@@ -18,6 +18,8 @@ use crate::raw::{begin, framed, post};
 async fn what_the_caller_got_wrong() {
     let gateway = TestGateway::build()
         .config(|config| config.grpc.message_bytes_max = 1_000)
+        .proto("syntax = \"proto3\"; package up.v1; message A {} service UpService { rpc Up(stream A) returns (A); rpc Down(A) returns (A); }")
+        .topic("up.v1.UpService", 1)
         .handler(Samples::default())
         .start()
         .await;
@@ -46,12 +48,12 @@ async fn what_the_caller_got_wrong() {
             "/payments.v1.PaymentService/Charge: the service has no such method",
         ),
         (
-            "streaming method",
-            "/echo.v1.EchoService/EchoMany",
+            "client streaming method",
+            "/up.v1.UpService/Up",
             &[],
             &pay,
             Code::Unimplemented,
-            "server streaming methods are not served: one request record has one reply record",
+            "client streaming methods are not served: a request is one record",
         ),
         ("truncated message", PAY, &[], &truncated, Code::InvalidArgument, "request message: "),
         ("truncated, no key", ECHO, &[], &truncated, Code::InvalidArgument, "request message: "),

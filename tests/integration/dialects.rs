@@ -55,6 +55,7 @@ fn gateway() -> TestGatewayBuilder {
         reply_partition_form: PartitionForm::Decimal,
         error_code: Some("x-code".to_owned()),
         error_message: Some("x-error".to_owned()),
+        last: None,
     };
     TestGateway::build().proto(PROTO).topic(TOPIC, 3).custom_dialect(custom).config(|config| {
         config.shards = 2;

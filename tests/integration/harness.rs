@@ -403,6 +403,19 @@ pub async fn unary(
     client.unary(request, http::uri::PathAndQuery::from_static(path), RawCodec).await
 }
 
+/// A call whose answer is a stream, with bytes both ways.
+pub async fn streaming(
+    channel: Channel,
+    path: &'static str,
+    request: Request<Bytes>,
+) -> Result<Response<tonic::Streaming<Bytes>>, Status> {
+    let mut client = tonic::client::Grpc::new(channel)
+        .accept_compressed(tonic::codec::CompressionEncoding::Gzip)
+        .max_decoding_message_size(64 << 20);
+    client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+    client.server_streaming(request, http::uri::PathAndQuery::from_static(path), RawCodec).await
+}
+
 pub fn trailer(metadata: &MetadataMap, name: &str) -> Option<String> {
     metadata.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
 }

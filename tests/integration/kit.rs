@@ -9,13 +9,17 @@ use antiphon::supervisor::{Supervisor, Task};
 use antiphon::transport::Cluster;
 use antiphon::worker::samples::payments::{PayReply, PayRequest};
 use antiphon::worker::{
-    Code, Context, DeadLetters, DriverError, Ended, From, Kit, Metrics, TransportDriver, WorkerError,
+    Code, Context, DeadLetters, DriverError, Ended, From, Kit, Metrics, Replies, TransportDriver, WorkerError,
 };
+use bytes::Bytes;
+use prost::Message as _;
 use tokio::sync::oneshot;
 use tonic::Code as Status;
 
-use crate::harness::{PATIENCE, PAY, TestGateway, setting, until_async};
+use crate::harness::{PATIENCE, PAY, TestGateway, setting, streaming, until_async};
+use crate::raw::{RawAnswer, framed, post};
 use crate::records::{all, call_with, text};
+use crate::several::{self, Text};
 
 /// A kit at work.
 pub struct KitWorker {
@@ -45,7 +49,11 @@ impl KitWorker {
 
 /// Leaders may not know a topic yet that was created a moment ago.
 async fn start(gateway: &TestGateway, kit: Kit) -> KitWorker {
-    let topic = gateway.topic("payment_request");
+    start_on(gateway, "payment_request", kit).await
+}
+
+async fn start_on(gateway: &TestGateway, topic: &str, kit: Kit) -> KitWorker {
+    let topic = gateway.topic(topic);
     let supervisor = Supervisor::new();
     for _ in 0..100 {
         let cluster: Arc<dyn Cluster> = Arc::clone(&gateway.cluster) as _;
@@ -140,6 +148,86 @@ async fn a_caller_that_goes_away_ends_the_handler() {
     // Its key goes on.
     call_with(&gateway, PAY, pay("slow-1", 5), &[("grpc-timeout", "300m")]).await.unwrap_err();
     gateway.call::<_, PayReply>(PAY, pay("quick-1", 5)).await.unwrap();
+    worker.stop().await;
+    gateway.settled().await;
+    gateway.stop().await;
+}
+
+/// Sends as many replies as the text says, and then ends as its first word does.
+async fn count(call: Context, query: Text, replies: Replies<Text>) -> Result<(), WorkerError> {
+    let (how, count) = query.text.split_once(' ').unwrap();
+    for number in 0..count.parse().unwrap() {
+        if how == "slow" {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        if how == "headers" {
+            call.reply_header("x-cost", number.to_string());
+        }
+        replies.send(&Text { text: number.to_string() }).await?;
+    }
+    match how {
+        "fail" => Err(WorkerError::rejected(Code::FailedPrecondition, "no more")),
+        "crash" => panic!("the handler broke"),
+        "large" => Ok(replies.send(&Text { text: "x".repeat(2 << 20) }).await?),
+        _ => Ok(()),
+    }
+}
+
+async fn counted(gateway: &TestGateway, path: &'static str, text: &str) -> RawAnswer {
+    let message = Text { text: text.to_owned() }.encode_to_vec();
+    post(gateway.gateway().grpc_address(), path, &[("grpc-timeout", "20S")], framed(&message)).await
+}
+
+#[tokio::test]
+async fn a_handler_sends_several_replies_and_their_end_is_said_for_it() {
+    const STREAM: &str = "/several.v1.StreamService/Stream";
+    const ALL: &str = "/several.v1.CollectService/All";
+    let gateway = several::gateway().start().await;
+    let kit = Kit::new().handle_stream::<Text, Text>(STREAM, count).handle_stream::<Text, Text>(ALL, count);
+    let worker = start_on(&gateway, several::TOPIC, kit).await;
+
+    let numbers = |count: u32| (0..count).map(|number| number.to_string()).collect::<Vec<_>>();
+    for many in [0, 1, 3, 500] {
+        let answer = counted(&gateway, STREAM, &format!("well {many}")).await;
+        assert_eq!((several::texts(&answer), answer.code()), (numbers(many), Status::Ok));
+        assert_eq!(answer.said("antiphon-replies"), Some(&*many.to_string()));
+    }
+    let collected = counted(&gateway, ALL, "well 3").await;
+    let texts = several::Texts::decode(collected.body.slice(5..)).unwrap();
+    assert_eq!(texts.all.into_iter().map(|text| text.text).collect::<Vec<_>>(), numbers(3));
+    assert_eq!(counted(&gateway, STREAM, "headers 2").await.headers["x-cost"], "0");
+
+    let failed = counted(&gateway, STREAM, "fail 2").await;
+    assert_eq!((several::texts(&failed), failed.code()), (numbers(2), Status::FailedPrecondition));
+    assert_eq!(failed.status().message(), "no more");
+    let crashed = counted(&gateway, STREAM, "crash 1").await;
+    assert_eq!(
+        (crashed.code(), crashed.status().message()),
+        (Status::Internal, "the handler panicked: the handler broke")
+    );
+    let large = counted(&gateway, STREAM, "large 1").await;
+    assert_eq!((several::texts(&large), large.code()), (numbers(1), Status::ResourceExhausted));
+
+    assert_eq!(worker.metrics.handled_with(STREAM, "OK"), 5);
+    assert_eq!(worker.metrics.replies_lost.get(), 0);
+    assert_eq!(gateway.replies_of("late") + gateway.replies_of("duplicate"), 0);
+    assert_eq!(worker.stop().await, Ended { cut: 0 });
+    gateway.settled().await;
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_handler_that_streams_hears_that_nobody_reads_any_more() {
+    let path = "/several.v1.StreamService/Letters";
+    let gateway = several::gateway().start().await;
+    let kit = Kit::new().handle_stream::<Text, Text>(path, count);
+    let worker = start_on(&gateway, several::TOPIC, kit).await;
+    let request = Bytes::from(Text { text: "slow 100000".to_owned() }.encode_to_vec());
+    let stream = streaming(gateway.channel.clone(), path, tonic::Request::new(request)).await.unwrap();
+    let mut stream = stream.into_inner();
+    assert!(stream.message().await.unwrap().is_some());
+    drop(stream);
+    until_async("the handler has ended", async || worker.metrics.handled_with(path, "CANCELLED") == 1).await;
     worker.stop().await;
     gateway.settled().await;
     gateway.stop().await;

@@ -148,7 +148,10 @@ async fn a_broker_that_is_none_is_named_within_the_start_timeout() {
                 listen: ([127, 0, 0, 1], 0).into(),
                 ..Default::default()
             },
-            admin: antiphon::admin::config::Config { listen: ([127, 0, 0, 1], 0).into() },
+            admin: antiphon::admin::config::Config {
+                listen: ([127, 0, 0, 1], 0).into(),
+                ..Default::default()
+            },
             reply: antiphon::exchange::config::ReplyConfig {
                 start_timeout: Duration::from_millis(800),
                 ..Default::default()
@@ -202,7 +205,7 @@ async fn a_caller_that_goes_away_is_counted_by_its_reason() {
     let address = gateway.gateway().grpc_address();
     let counted = |code| {
         let calls = &gateway.gateway().instance().metrics.calls;
-        calls.get(&CallLabels { method: PAY.into(), code }).map_or(0, |counter| counter.get())
+        calls.count(&CallLabels { method: PAY.into(), code })
     };
     let call = |timeout: &'static str| async move {
         let headers = [("grpc-timeout", timeout)];

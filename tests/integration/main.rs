@@ -1,6 +1,8 @@
 //! The gateway from the outside: gRPC clients, a Kafka cluster, workers.
 #![allow(clippy::unwrap_used, clippy::expect_used, unreachable_pub, reason = "a test fails by panicking")]
 
+mod abuse;
+mod aggregate;
 mod bad_input;
 mod bench;
 mod calls;
@@ -23,4 +25,7 @@ mod records;
 mod registry;
 mod routing;
 mod security;
+mod several;
+mod streams;
 mod web;
+mod why;

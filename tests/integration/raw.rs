@@ -60,6 +60,44 @@ pub async fn post(address: SocketAddr, path: &str, headers: &[(&str, &str)], bod
     RawAnswer { http: head.status, headers: head.headers, body: collected.to_bytes(), trailers }
 }
 
+/// An answer of which nothing has been read but its headers, if it has any yet.
+pub struct Unread {
+    answer: tokio::task::JoinHandle<http::Response<hyper::body::Incoming>>,
+    driver: tokio::task::JoinHandle<()>,
+}
+
+impl Unread {
+    /// Reads it to its end.
+    pub async fn read(&mut self) -> RawAnswer {
+        let (head, body) = (&mut self.answer).await.unwrap().into_parts();
+        let collected = body.collect().await.unwrap();
+        let trailers = collected.trailers().cloned().unwrap_or_default();
+        RawAnswer { http: head.status, headers: head.headers, body: collected.to_bytes(), trailers }
+    }
+}
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+/// Sends a request, with a window of 64 KiB for the answer.
+pub async fn open(address: SocketAddr, path: &str, headers: &[(&str, &str)], body: Bytes) -> Unread {
+    let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let mut client = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    client.initial_stream_window_size(65_535);
+    let (mut sender, connection) = client.handshake(TokioIo::new(stream)).await.unwrap();
+    let driver = tokio::spawn(async move { drop(connection.await) });
+    let mut request =
+        Request::post(format!("http://{address}{path}")).header("content-type", "application/grpc");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let answer = sender.send_request(request.body(Full::new(body)).unwrap());
+    Unread { answer: tokio::spawn(async move { answer.await.unwrap() }), driver }
+}
+
 /// A call whose message has begun and does not go on, until it is dropped.
 pub struct Unfinished {
     /// The rest of the message would go in here.

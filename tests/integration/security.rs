@@ -19,6 +19,7 @@ use prost::Message as _;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
 use serde_json::json;
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Request, Status};
 
@@ -339,5 +340,34 @@ async fn a_connection_is_told_to_go_at_its_age_and_its_calls_finish() {
     let ended = tokio::time::timeout(PATIENCE, idle).await;
     assert!(ended.is_ok(), "the connection without calls has ended");
     gateway.raw(ECHO, Bytes::new()).await.unwrap();
+    gateway.stop().await;
+}
+
+/// Status and body of a page of the admin listener.
+async fn admin_page(gateway: &TestGateway, path: &str, token: Option<&str>) -> (u16, String) {
+    let mut stream = tokio::net::TcpStream::connect(gateway.gateway().admin_address()).await.unwrap();
+    let authorization = token.map_or_else(String::new, |token| format!("authorization: Bearer {token}\r\n"));
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{authorization}\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    tokio::time::timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+#[tokio::test]
+async fn the_admin_listener_asks_for_its_token() {
+    let files = Files::new();
+    let file = files.put("admin-token", "open-sesame\n");
+    let gateway = TestGateway::build().config(|config| config.admin.token_file = Some(file)).start().await;
+    for (path, nobody) in [("/live", 200), ("/ready", 200), ("/metrics", 401), ("/other", 401)] {
+        assert_eq!(admin_page(&gateway, path, None).await.0, nobody, "{path}");
+        assert_eq!(admin_page(&gateway, path, Some("guess")).await.0, nobody, "{path}");
+    }
+    let (code, metrics) = admin_page(&gateway, "/metrics", Some("open-sesame")).await;
+    assert!(code == 200 && metrics.contains("antiphon_"), "{code} {metrics}");
+    files.put("admin-token", "changed");
+    assert_eq!(admin_page(&gateway, "/metrics", Some("open-sesame")).await.0, 401);
+    assert_eq!(admin_page(&gateway, "/metrics", Some("changed")).await.0, 200);
     gateway.stop().await;
 }

@@ -21,10 +21,24 @@ async fn http1(
     headers: &[(&str, &str)],
     body: Bytes,
 ) -> (StatusCode, HeaderMap, Bytes) {
+    http1_at(address, method, PAY, headers, body).await
+}
+
+async fn http1_to(address: SocketAddr, path: &str, headers: &[(&str, &str)], body: Bytes) -> Bytes {
+    http1_at(address, Method::POST, path, headers, body).await.2
+}
+
+async fn http1_at(
+    address: SocketAddr,
+    method: Method,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: Bytes,
+) -> (StatusCode, HeaderMap, Bytes) {
     let stream = tokio::net::TcpStream::connect(address).await.unwrap();
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
     let driver = tokio::spawn(connection);
-    let mut request = Request::builder().method(method).uri(PAY).header("host", "gateway");
+    let mut request = Request::builder().method(method).uri(path).header("host", "gateway");
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
@@ -87,6 +101,16 @@ async fn a_page_calls_and_plain_grpc_goes_on() {
     // Each chunk is padded by itself.
     let decoded: Vec<u8> = body.chunks(4).flat_map(|four| base64.decode(four).unwrap()).collect();
     assert!(parts(&decoded).1.contains("grpc-status:0\r\n"));
+
+    // Each message of a stream, and then the trailers.
+    let headers = [("content-type", "application/grpc-web+proto"), ("origin", PAGE)];
+    let body = http1_to(address, "/echo.v1.EchoService/EchoMany", &headers, framed(b"\x0a\x02hi")).await;
+    let (message, trailers) = parts(&body);
+    assert_eq!(message, b"\x0a\x02hi".repeat(3));
+    assert!(
+        trailers.contains("grpc-status:0\r\n") && trailers.contains("antiphon-replies:3\r\n"),
+        "{trailers}"
+    );
 
     // A mistake is told in trailers, too.
     let headers = [("content-type", "application/grpc-web+proto")];

@@ -16,6 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
 
+import observables
 from cases import Caller, run_case
 from confluent_kafka import OFFSET_BEGINNING, Consumer, ConsumerGroupState, KafkaException, TopicPartition
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
@@ -242,6 +243,16 @@ def run_cell(name, row, loop):
     return Cell(text, limit)
 
 
+def run_observables(antiphon, kafka):
+    try:
+        return observables.run(antiphon, kafka, Cell)
+    except Exception as error:
+        print(f"  FAILED nestjs, observables: {error}", flush=True)
+        if not isinstance(error, Failure):
+            traceback.print_exception(error, file=sys.stdout)
+        return {"start and end": Cell("FAILED", failed=True)}
+
+
 def say(worker, name, error):
     print(f"  FAILED {worker.name} / {name}: {error}", flush=True)
     if not isinstance(error, Failure):
@@ -295,6 +306,8 @@ def main():
         table = {
             worker.name: run_row(worker, wanted, settings, kafka, messages, loop) for worker in chosen(sys.argv[1:])
         }
+        if any(worker.name == "nestjs" for worker in chosen(sys.argv[1:])) and not settings.case:
+            table["nestjs, observables"] = run_observables(settings.antiphon, kafka)
     print_table(table)
     cells = [cell for row in table.values() for cell in row.values()]
     failed = sum(cell.failed for cell in cells)

@@ -149,6 +149,11 @@ fn end(call: &CallEntry) -> Option<&'static str> {
             (Why::BadReply { .. }, _) => "bad reply",
             (Why::CircuitOpen { .. }, _) => "circuit open",
             (Why::KeyReused, _) => "key reused",
+            (Why::Unfinished { .. }, _) => "timed out among its replies",
+            (Why::ReplyLost { .. }, _) => "a reply among several lost",
+            (Why::NotRead { .. } | Why::TooManyReplies { .. } | Why::KeyOfStream, _) => {
+                "no such call is made"
+            }
         },
     })
 }

@@ -43,6 +43,12 @@ fn render(table: &RouteTable) -> String {
     let counts =
         [count(table.routes().len(), "method"), count(services, "service"), count(topics, "request topic")];
     text.push_str(&format!("\n{}\n", counts.join(", ")));
+    for path in table.not_served() {
+        text.push_str(&format!(
+            "not served: {}, whose caller sends a stream\n",
+            path.trim_start_matches('/')
+        ));
+    }
     text
 }
 
@@ -59,7 +65,11 @@ fn row(route: &Route) -> [String; 9] {
         route.key.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string),
         partition,
         format!("{}({})", show_duration(route.timeout), show_duration(route.timeout_max)),
-        route.mode.to_string(),
+        match &route.replies {
+            None => route.mode.to_string(),
+            Some(_) if route.is_stream() => "stream".to_owned(),
+            Some(_) => "collect".to_owned(),
+        },
         route.dialect.name().to_string(),
         route.format.name().to_string(),
         route.idempotency.as_str().to_owned(),
@@ -92,8 +102,9 @@ payments.v1.PaymentService/Pay               payment_request          order_id  
 payments.v1.PaymentService/Refund            payment_request          order_id  by key     10s(1m)       request-reply  spring   protobuf  unknown
 delivery.v1.DeliveryRadiusService/SetRadius  delivery_radius_request  shop_id   by key     30s(5m)       request-reply  spring   protobuf  idempotent
 echo.v1.EchoService/Echo                     echo.v1.EchoService      -         spread     10s(5m)       request-reply  spring   protobuf  unknown
+echo.v1.EchoService/EchoMany                 echo.v1.EchoService      -         spread     10s(5m)       stream         spring   protobuf  unknown
 
-4 methods, 3 services, 3 request topics
+5 methods, 3 services, 3 request topics
 "
         );
     }

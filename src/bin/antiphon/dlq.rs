@@ -3,7 +3,7 @@
 
 mod flags;
 mod list;
-mod print;
+pub(crate) mod print;
 mod purge;
 mod replay;
 mod show;
@@ -21,7 +21,7 @@ use antiphon::terms::Compression;
 use tokio::time::Instant;
 
 use flags::Common;
-pub(crate) use flags::DlqCommand;
+pub(crate) use flags::{DlqCommand, time};
 
 use crate::exit::{self, Exit};
 use crate::serve::block_on;

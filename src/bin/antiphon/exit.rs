@@ -6,6 +6,8 @@ use std::process::ExitCode;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Exit(u8);
 
+/// What was looked for is not there; as grep says it.
+pub(crate) const NOT_FOUND: Exit = Exit(1);
 /// The command line is wrong (EX_USAGE).
 pub(crate) const USAGE: Exit = Exit(64);
 /// What was asked for is not there, or could not be done with all of it

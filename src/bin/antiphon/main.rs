@@ -7,6 +7,7 @@ mod demo;
 mod dlq;
 mod exit;
 mod serve;
+mod why;
 
 use std::process::ExitCode;
 
@@ -41,6 +42,9 @@ enum Command {
     /// List, show, replay or purge dead letters
     #[command(subcommand)]
     Dlq(dlq::DlqCommand),
+    /// Tell what became of one call, from Kafka itself
+    #[command(after_help = WHY_EXAMPLES)]
+    Why(Box<why::WhyFlags>),
     /// Measure a gRPC server: calls a second, latency, CPU time
     #[command(after_help = BENCH_EXAMPLES)]
     Bench(Box<bench::BenchFlags>),
@@ -52,6 +56,7 @@ Examples:
   antiphon serve --proto proto/payments/v1/payments.proto --bootstrap-servers kafka-1:9092
   antiphon check --config antiphon.toml
   antiphon dlq list payment_request --since 10m
+  antiphon why 00000100-7b9a-8559-ae2f-c66489e1df8c --config antiphon.toml
 
 Exit codes: 64 for wrong usage, 69 if Kafka or a port cannot be had, 70 for a
 failure, 78 for wrong configuration.";
@@ -76,6 +81,21 @@ Examples:
 Every setting has a variable ANTIPHON_<SECTION>_<NAME>. Flags win over the
 environment, that over the file, and that over options in the .proto files.
 Exit codes: 0 if all is well, 64 for wrong usage, 78 for wrong configuration.";
+
+const WHY_EXAMPLES: &str = "\
+Examples:
+  antiphon why 00000100-7b9a-8559-ae2f-c66489e1df8c --config antiphon.toml
+  antiphon why order-4711-attempt-1 --topic payment_request --since 2h
+  antiphon why 4bf92f3577b34da6a3ce929d0e0e4736 --proto proto/payments/v1/payments.proto
+  antiphon why --record payment_request/4/1 --value
+
+The name is what the trailer antiphon-correlation-id says, or the caller's
+idempotency-key, or a trace id; --record takes the trailer antiphon-record and
+spares the search. Request topics are those of the routes (--config, --proto) and
+of --topic; without either every topic is looked at. Values are shown with
+--value only, headers that hold credentials never.
+Exit codes: 0 if the call was found, 1 if not, 64 for wrong usage, 69 if Kafka
+cannot be had, 78 for wrong configuration.";
 
 const BENCH_EXAMPLES: &str = "\
 Examples:
@@ -106,6 +126,7 @@ fn run(command: Command) -> ExitCode {
         Command::Demo(flags) => demo::run(&flags),
         Command::Check(flags) => check::run(&flags),
         Command::Dlq(command) => dlq::run(&command),
+        Command::Why(flags) => why::run(&flags),
         Command::Bench(flags) => bench::run(&flags),
     }
 }

@@ -3,6 +3,7 @@
 
 use kafka_protocol::messages::leave_group_request::MemberIdentity;
 use kafka_protocol::messages::leave_group_response::MemberResponse;
+use kafka_protocol::messages::list_groups_response::ListedGroup;
 use kafka_protocol::messages::offset_commit_request::{
     OffsetCommitRequestPartition, OffsetCommitRequestTopic,
 };
@@ -13,10 +14,10 @@ use kafka_protocol::messages::offset_fetch_response::{
     OffsetFetchResponsePartition, OffsetFetchResponseTopic,
 };
 use kafka_protocol::messages::{
-    BrokerId, FindCoordinatorRequest, FindCoordinatorResponse, HeartbeatRequest, HeartbeatResponse,
-    JoinGroupRequest, JoinGroupResponse, LeaveGroupRequest, LeaveGroupResponse, OffsetCommitRequest,
-    OffsetCommitResponse, OffsetFetchRequest, OffsetFetchResponse, SyncGroupRequest, SyncGroupResponse,
-    TopicName,
+    BrokerId, DescribeGroupsRequest, DescribeGroupsResponse, FindCoordinatorRequest, FindCoordinatorResponse,
+    GroupId, HeartbeatRequest, HeartbeatResponse, JoinGroupRequest, JoinGroupResponse, LeaveGroupRequest,
+    LeaveGroupResponse, ListGroupsRequest, ListGroupsResponse, OffsetCommitRequest, OffsetCommitResponse,
+    OffsetFetchRequest, OffsetFetchResponse, SyncGroupRequest, SyncGroupResponse, TopicName,
 };
 use kafka_protocol::protocol::StrBytes;
 use tokio::time::Instant;
@@ -209,6 +210,39 @@ impl Handle for OffsetFetchRequest {
         let topics = wanted.into_iter().map(answer).collect();
         let error = if context.version >= 2 { context.error() } else { code::NONE };
         OffsetFetchResponse::default().with_topics(topics).with_error_code(error)
+    }
+}
+
+impl Handle for ListGroupsRequest {
+    type Answer = ListGroupsResponse;
+
+    async fn handle(self, context: &Context<'_>) -> ListGroupsResponse {
+        let groups = lock(&context.shared.groups).list();
+        let listed = |(group, kind): (String, StrBytes)| {
+            ListedGroup::default().with_group_id(GroupId(text(&group))).with_protocol_type(kind)
+        };
+        let groups = match context.error() {
+            code::NONE => groups.into_iter().map(listed).collect(),
+            _ => Vec::new(),
+        };
+        ListGroupsResponse::default().with_groups(groups).with_error_code(context.error())
+    }
+}
+
+impl Handle for DescribeGroupsRequest {
+    type Answer = DescribeGroupsResponse;
+
+    async fn handle(self, context: &Context<'_>) -> DescribeGroupsResponse {
+        let mut groups = lock(&context.shared.groups);
+        let now = Instant::now();
+        let describe = |id: GroupId| {
+            let described = groups.describe(now, &id, context.version).with_group_id(id);
+            match context.error() {
+                code::NONE => described,
+                error => described.with_error_code(error),
+            }
+        };
+        DescribeGroupsResponse::default().with_groups(self.groups.into_iter().map(describe).collect())
     }
 }
 

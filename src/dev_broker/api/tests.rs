@@ -46,6 +46,8 @@ pub(in crate::dev_broker) fn decodes(call: &Call) -> bool {
         Api::Heartbeat => call.decode::<HeartbeatRequest>().is_some(),
         Api::LeaveGroup => call.decode::<LeaveGroupRequest>().is_some(),
         Api::SyncGroup => call.decode::<SyncGroupRequest>().is_some(),
+        Api::DescribeGroups => call.decode::<DescribeGroupsRequest>().is_some(),
+        Api::ListGroups => call.decode::<ListGroupsRequest>().is_some(),
         Api::ApiVersions => call.decode::<ApiVersionsRequest>().is_some(),
         Api::CreateTopics => call.decode::<CreateTopicsRequest>().is_some(),
         Api::DeleteTopics => call.decode::<DeleteTopicsRequest>().is_some(),
@@ -221,6 +223,11 @@ async fn groups_at_every_version() {
         request.with_generation_id_or_member_epoch(-1)
     })
     .await;
+    every_version(Api::DescribeGroups, |_| {
+        DescribeGroupsRequest::default().with_groups(vec![group(), GroupId(text("not-there"))])
+    })
+    .await;
+    every_version(Api::ListGroups, |_| ListGroupsRequest::default()).await;
     every_version(Api::OffsetFetch, |_| {
         let topic =
             OffsetFetchRequestTopic::default().with_name(name("there")).with_partition_indexes(vec![0, 1]);

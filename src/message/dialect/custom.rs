@@ -7,6 +7,7 @@
 //! | `reply_topic` | header of a request for the reply topic, UTF-8 |
 //! | `reply_partition`, `reply_partition_form` | header of a request for the reply partition, as `int32` or `decimal`; none by default |
 //! | `error_code` | header of a reply: a gRPC status in decimal, absent or `0` for OK |
+//! | `last` | header of a reply: no other one follows; `antiphon-last` by default |
 //! | `error_message` | header of a reply: text for people, UTF-8; where no `error_code` is named, its presence is the error, UNKNOWN |
 
 use bytes::Bytes;
@@ -34,6 +35,8 @@ pub struct Custom {
     pub error_code: Option<String>,
     /// Header of a reply: what went wrong.
     pub error_message: Option<String>,
+    /// Header of a reply: no other one follows.
+    pub last: Option<String>,
 }
 
 impl Custom {
@@ -79,7 +82,7 @@ impl Custom {
     }
 
     pub(super) fn is_own(&self, name: &str) -> bool {
-        let names = [&self.reply_partition, &self.error_code, &self.error_message];
+        let names = [&self.reply_partition, &self.error_code, &self.error_message, &self.last];
         name == self.correlation_id
             || name == self.reply_topic
             || names.into_iter().any(|own| own.as_deref() == Some(name))

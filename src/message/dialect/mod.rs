@@ -17,7 +17,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::reply::{DecodeError, WorkerStatus};
-use super::{IDEMPOTENCY_KEY, ReplyAddress, TRACEPARENT, TRACESTATE};
+use super::{IDEMPOTENCY_KEY, LAST, ReplyAddress, TRACEPARENT, TRACESTATE};
 use crate::correlation::{self, CorrelationId};
 use crate::terms::{CorrelationForm, DialectName};
 use crate::transport::{HeaderName, Received, Record};
@@ -152,6 +152,17 @@ impl Dialect {
         }
     }
 
+    /// Whether no reply to the same call follows this one: our own header says
+    /// so in every dialect but Zilla's, besides the framework's own way.
+    pub(super) fn is_last(&self, reply: &Received) -> bool {
+        match self {
+            Self::Zilla => !zilla::is_part(reply),
+            Self::Nestjs => nestjs::is_last(reply) || says_last(reply, LAST),
+            Self::Custom(custom) => says_last(reply, custom.last.as_deref().unwrap_or(LAST)),
+            Self::Spring(_) | Self::Smallrye | Self::Faststream => says_last(reply, LAST),
+        }
+    }
+
     /// A reply's header as it is offered to callers; `None` for one that is the
     /// framework's own.
     pub(super) fn metadata_of(&self, name: HeaderName) -> Option<HeaderName> {
@@ -176,6 +187,25 @@ impl Dialect {
 /// configuration.
 pub fn names_a_call(headers: &[(HeaderName, Bytes)]) -> bool {
     headers.iter().any(|(name, _)| matches!(role_of(name, None), Some((_, Role::CorrelationId))))
+}
+
+/// The correlation id that a record names in one of the dialects, request or
+/// reply.
+pub fn correlation_id_of(record: &Received, custom: Option<&Custom>) -> Option<CorrelationId> {
+    let ids = record.headers.iter().filter_map(|(name, value)| match role_of(name, custom) {
+        Some((_, Role::CorrelationId)) => CorrelationId::parse(value),
+        _ => None,
+    });
+    // A framework may add an id of its own making.
+    let mut ids: Vec<CorrelationId> = ids.collect();
+    ids.sort_by_key(|id| !id.is_of_our_form());
+    ids.first().copied()
+}
+
+/// Where a request asks its reply to be sent.
+pub fn reply_topic_of<'a>(record: &'a Received, custom: Option<&Custom>) -> Option<&'a Bytes> {
+    let asks = |name: &str| matches!(role_of(name, custom), Some((_, Role::ReplyTopic)));
+    record.headers.iter().find(|(name, _)| asks(name)).map(|(_, value)| value)
 }
 
 /// Looks at a record in every dialect there is: which call it belongs to is not
@@ -236,6 +266,11 @@ fn role_of(name: &str, custom: Option<&Custom>) -> Option<(Family, Role)> {
         zilla::REPLY_TO => (Family::Zilla, Role::ReplyTopic),
         _ => return None,
     })
+}
+
+/// `true` is the word; `false` says the same as no header.
+fn says_last(reply: &Received, header: &str) -> bool {
+    reply.header(header).is_some_and(|value| !value.is_empty() && !value.eq_ignore_ascii_case(b"false"))
 }
 
 fn text_id(id: CorrelationId) -> Bytes {

@@ -4,7 +4,8 @@
 //! partition with `parseFloat`; `assignErrorHeader`, `assignIsDisposedHeader`),
 //! `helpers/kafka-parser.ts` and `serializers/kafka-request.serializer.ts`
 //! (values), `exceptions/base-rpc-exception-filter.ts` (what an error looks
-//! like).
+//! like), `server/server.ts` (`send`: values, errors and completion of an
+//! observable, one after the other).
 //!
 //! | request header | value |
 //! |---|---|
@@ -24,7 +25,8 @@
 //! makes such an object; any other exception becomes
 //! `{"status":"error","message":"Internal server error"}`. A handler that
 //! returns null or undefined sends a null value, without an error. Of a handler
-//! that returns an observable with several values, the first is the reply.
+//! that returns an observable with several values, the first is the reply, unless
+//! the route collects them.
 
 use bytes::Bytes;
 
@@ -34,6 +36,7 @@ use crate::message::reply::{UNKNOWN, WorkerStatus};
 use crate::transport::{HeaderName, Received};
 
 const ERROR: &str = "kafka_nest-err";
+const IS_DISPOSED: &str = "kafka_nest-is-disposed";
 
 pub(super) fn write_request(
     id: CorrelationId,
@@ -46,6 +49,12 @@ pub(super) fn write_request(
     if let Some(partition) = address.partition {
         headers.push((HeaderName::Borrowed(spring::REPLY_PARTITION), Bytes::from(partition.to_string())));
     }
+}
+
+/// The handler's observable has completed. It says so on its last value where
+/// that had not been sent yet, else in a record of its own, without a value.
+pub(super) fn is_last(reply: &Received) -> bool {
+    reply.header(IS_DISPOSED).is_some()
 }
 
 pub(super) fn error_of(reply: &Received) -> Option<WorkerStatus> {

@@ -26,6 +26,7 @@ pub(super) fn custom() -> Custom {
         reply_partition_form: crate::terms::PartitionForm::Int32,
         error_code: None,
         error_message: None,
+        last: None,
     }
 }
 

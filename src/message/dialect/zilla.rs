@@ -26,7 +26,8 @@
 //! | `meta:<name>` | metadata |
 //!
 //! A reply is a stream, too: records with messages, and one with a null value
-//! that ends it. Of a unary method there must be one message.
+//! that ends it. Of a unary method there must be one message, unless its route
+//! collects several.
 
 use bytes::Bytes;
 

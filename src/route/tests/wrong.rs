@@ -105,6 +105,20 @@ pub(super) const OPTIONS: &[(&str, &str)] = &[
   hint: Kafka allows 1 to 249 of a-z, A-Z, 0-9, '.', '_' and '-'"#,
     ),
     (r#"dead_letter_topic: "t.S""#, r#"t.proto:5:7: dead_letter_topic: "t.S" is the request topic itself"#),
+    (
+        "replies: 3",
+        "t.proto:5:7: t.S/M: t.B has no repeated message field to put the replies in
+  hint: return a message that has one, or a stream",
+    ),
+    (
+        r#"replies_field: "all" skip_errors: true replies_max: 3"#,
+        "t.proto:5:7: replies_field: a call of t.S/M has one reply
+  hint: set one of replies, until_last or partial_on_timeout, too
+t.proto:5:28: skip_errors: a call of t.S/M has one reply
+  hint: set one of replies, until_last or partial_on_timeout, too
+t.proto:5:46: replies_max: a call of t.S/M has one reply
+  hint: set one of replies, until_last or partial_on_timeout, too",
+    ),
     ("in_flight_max: 0", "t.proto:5:7: in_flight_max: 0 is not within 1 to 16777216"),
     ("in_flight_max: 16777217", "t.proto:5:7: in_flight_max: 16777217 is not within 1 to 16777216"),
     (
@@ -156,24 +170,53 @@ t.proto:4:3: key "n.x" of t.S/M: field "n" of t.A has no fields of its own"#,
     ),
     (
         r#"service S {
-  rpc M(A) returns (stream B) { option (antiphon.v1.kafka).timeout = "1d"; }
+  rpc M(stream A) returns (B) { option (antiphon.v1.kafka).timeout = "1d"; }
  }"#,
-        "there is no unary method to serve; streaming methods are not served
-t.proto:3:3: t.S/M is a streaming method, which is not served
+        "there is no method to serve; those whose callers stream are not served
+t.proto:3:3: t.S/M is not served: its caller sends a stream, and a request is one record
   hint: take its (antiphon.v1.kafka) option away",
     ),
     (
         "service S {
-  rpc M(A) returns (stream B);
+  rpc M(stream A) returns (stream B);
  }",
-        "there is no unary method to serve; streaming methods are not served",
+        "there is no method to serve; those whose callers stream are not served",
     ),
     (
         "",
         "there is no service to serve
   hint: name a .proto file that has one, with --proto FILE",
     ),
-    ("service S {}", "there is no unary method to serve; streaming methods are not served"),
+    ("service S {}", "there is no method to serve; those whose callers stream are not served"),
+    (
+        r#"message L { repeated B all = 1; } message T { repeated B some = 1; repeated B more = 2; repeated int32 n = 3; }
+service S {
+  rpc Two(A) returns (T) { option (antiphon.v1.kafka).until_last = true; }
+  rpc Named(A) returns (T) { option (antiphon.v1.kafka) = { replies: 2 replies_field: "smoe" }; }
+  rpc Scalar(A) returns (T) { option (antiphon.v1.kafka) = { replies: 2 replies_field: "n" }; }
+  rpc Zero(A) returns (L) { option (antiphon.v1.kafka) = { replies: 0 until_last: true }; }
+  rpc Far(A) returns (L) { option (antiphon.v1.kafka) = { replies: 9 replies_max: 8 }; }
+  rpc OneWay(A) returns (google.protobuf.Empty) { option (antiphon.v1.kafka) = { mode: ONE_WAY replies: 2 }; }
+  rpc Endless(A) returns (stream B) { option (antiphon.v1.kafka) = { until_last: false }; }
+  rpc Stream(A) returns (stream L) { option (antiphon.v1.kafka) = { replies_field: "all" }; }
+  rpc Zilla(A) returns (stream B) { option (antiphon.v1.kafka) = { dialect: "zilla" skip_errors: true }; }
+ }"#,
+        r#"t.proto:4:28: t.S/Two: t.T has several repeated message fields to put the replies in
+  hint: name one with replies_field
+t.proto:5:72: replies_field: t.T has no field "smoe"
+  hint: did you mean "some"?
+t.proto:6:73: replies_field: field "n" of t.T is not a repeated message
+t.proto:7:60: replies: 0 is not within 1 to 1000000
+t.proto:8:59: replies: 9 are more than replies_max, 8
+t.proto:9:82: mode: t.S/OneWay is one-way, and yet waits for several replies
+  hint: take replies, until_last or partial_on_timeout away, or the mode
+t.proto:9:96: t.S/OneWay: google.protobuf.Empty has no repeated message field to put the replies in
+  hint: return a message that has one, or a stream
+t.proto:10:70: until_last: nothing ends the replies of t.S/Endless
+  hint: set one of replies, until_last or partial_on_timeout
+t.proto:11:69: replies_field: t.S/Stream streams, and each reply is a message of its own
+t.proto:12:85: skip_errors: an error is the end of all replies in the dialect zilla"#,
+    ),
     (
         "service S {
   rpc M(A) returns (B);

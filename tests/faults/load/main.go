@@ -18,6 +18,9 @@ import (
 	"io"
 	"log"
 	"os"
+	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -54,7 +57,13 @@ type options struct {
 	deadline     float64
 	retrySeconds float64
 	radiusEvery  int
+	refundEvery  int
+	repeatEvery  int
 	first        int
+	calls        int
+	inFlight     int
+	retryOn      string
+	careless     bool
 }
 
 // line is one call, as the account reads it.
@@ -62,16 +71,26 @@ type line struct {
 	N        int     `json:"n"`
 	Kind     string  `json:"kind"`
 	Key      string  `json:"key"`
+	Due      float64 `json:"due"` // Unix seconds; when it was to be sent
 	Attempts int     `json:"attempts"`
-	Sent     float64 `json:"sent"` // Unix seconds
-	Code     string  `json:"code"`
-	Words    string  `json:"words,omitempty"`
-	Wrong    bool    `json:"wrong"`
-	Seconds  float64 `json:"seconds"`
+	// How often the library itself sent it again: a stream that was refused
+	// counts as never seen, and is repeated without a word.
+	Resent  int     `json:"resent,omitempty"`
+	Sent    float64 `json:"sent"` // Unix seconds
+	Code    string  `json:"code"`
+	Words   string  `json:"words,omitempty"`
+	Wrong   bool    `json:"wrong"`
+	Seconds float64 `json:"seconds"`
 	// Of the last attempt, seconds beyond the deadline.
 	Beyond  float64 `json:"beyond"`
 	Cid     *string `json:"cid"`
 	Outcome *string `json:"outcome"`
+	Record  *string `json:"record,omitempty"`
+	Repeat  *string `json:"repeat,omitempty"` // what it was to the gateway: joined or kept
+	// What the account wants to see of the reply.
+	Shown string `json:"shown,omitempty"`
+	// Seconds that the worker says a third party took, over all attempts.
+	ThirdParty float64 `json:"third_party,omitempty"`
 	// How late this process's own timers were around the end of the call.
 	Lag float64 `json:"lag"`
 
@@ -86,6 +105,7 @@ type caller struct {
 	mutex  sync.Mutex
 	lines  []*line
 	counts map[string]int
+	paid   []*line // What may be refunded.
 }
 
 func main() {
@@ -93,12 +113,18 @@ func main() {
 	flag.Var(&o.gateways, "gateway", "HOST:PORT; may be repeated")
 	flag.StringVar(&o.out, "out", "", "file of the calls")
 	flag.StringVar(&o.run, "run", "", "begins every key")
-	flag.StringVar(&o.kind, "kind", "pay", "pay, radius or echo")
+	flag.StringVar(&o.kind, "kind", "pay", "pay, radius or echo; of the scenarios checkout, transfer or notify")
 	flag.Float64Var(&o.rate, "rate", 500, "calls a second")
 	flag.Float64Var(&o.seconds, "seconds", 600, "")
 	flag.Float64Var(&o.deadline, "deadline", 10, "seconds, as the gateway is configured")
 	flag.Float64Var(&o.retrySeconds, "retry-seconds", 0, "repeat under an idempotency key for so long")
 	flag.IntVar(&o.radiusEvery, "radius-every", 0, "every so many calls are SetRadius")
+	flag.IntVar(&o.refundEvery, "refund-every", 0, "every so many calls give an earlier payment back")
+	flag.IntVar(&o.repeatEvery, "repeat-every", 0, "every so many calls are made twice at once, under one idempotency key")
+	flag.IntVar(&o.calls, "calls", 1<<31, "at most so many")
+	flag.IntVar(&o.inFlight, "in-flight", 0, "calls that may be under way; default: what rate and deadline may come to")
+	flag.StringVar(&o.retryOn, "retry-on", "UNAVAILABLE,DEADLINE_EXCEEDED,CANCELLED,UNKNOWN", "codes after which a call is repeated")
+	flag.BoolVar(&o.careless, "careless", false, "repeat without an idempotency key")
 	flag.IntVar(&o.first, "first", 0, "number of the first call")
 	flag.Parse()
 	if len(o.gateways) == 0 || o.out == "" || o.run == "" || flag.NArg() != 0 {
@@ -116,7 +142,11 @@ func main() {
 }
 
 func (c *caller) connect() error {
-	perGateway := int(c.rate*(c.deadline+guard.Seconds())/callsPerChannel) + 1
+	underWay := c.rate * (c.deadline + guard.Seconds())
+	if c.inFlight > 0 {
+		underWay = float64(c.inFlight)
+	}
+	perGateway := int(underWay/callsPerChannel) + 1
 	params := grpc.ConnectParams{
 		Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 500 * time.Millisecond},
 		MinConnectTimeout: time.Second,
@@ -129,6 +159,7 @@ func (c *caller) connect() error {
 			channel, err := grpc.NewClient("passthrough:///"+address,
 				grpc.WithTransportCredentials(insecure.NewCredentials()),
 				grpc.WithConnectParams(params), grpc.WithDisableRetry(), grpc.WithIdleTimeout(0),
+				grpc.WithStatsHandler(resends{}),
 				grpc.WithDefaultCallOptions(grpc.ForceCodec(raw{})))
 			if err != nil {
 				return err
@@ -156,13 +187,18 @@ func (c *caller) drive() {
 	telling := time.NewTicker(time.Second)
 	tick := time.NewTicker(2 * time.Millisecond)
 	var underWay sync.WaitGroup
-	for over := false; !over && time.Since(began).Seconds() < c.seconds; {
-		for due := int(time.Since(began).Seconds() * c.rate); number < due; number++ {
-			underWay.Add(1)
-			go func(number int) {
-				defer underWay.Done()
-				c.call(number)
-			}(c.first + number)
+	for over := false; !over && time.Since(began).Seconds() < c.seconds && number < c.calls; {
+		for due := min(int(time.Since(began).Seconds()*c.rate), c.calls); number < due; number++ {
+			// Measured from here: a call that is made late has waited.
+			moment := began.Add(time.Duration(float64(number) / c.rate * float64(time.Second)))
+			times := 1
+			if c.repeatEvery > 0 && number%c.repeatEvery == 0 {
+				times = 2
+			}
+			this := c.first + number
+			for range times {
+				underWay.Go(func() { c.call(this, moment) })
+			}
 		}
 		select {
 		case <-ended:
@@ -176,19 +212,15 @@ func (c *caller) drive() {
 	c.tell(number)
 }
 
-func (c *caller) call(number int) {
-	kind := c.kind
-	if c.radiusEvery > 0 && number%c.radiusEvery == 0 {
-		kind = "radius"
-	}
-	request := newRequest(kind, c.run, number)
+func (c *caller) call(number int, due time.Time) {
+	kind, request := c.request(number)
 	started := time.Now()
-	l := &line{N: number, Kind: kind, Key: request.key, Sent: unix(started)}
+	l := &line{N: number, Kind: kind, Key: request.key, Sent: unix(started), Due: unix(due)}
 	for {
 		channel := c.channels[(number+l.Attempts)%len(c.channels)] // A repeat goes to the next one.
 		l.Attempts++
 		c.attempt(channel, request, l)
-		again := l.Code == "UNAVAILABLE" || l.Code == "DEADLINE_EXCEEDED" || l.Code == "CANCELLED" || l.Code == "UNKNOWN"
+		again := slices.Contains(strings.Split(c.retryOn, ","), l.Code)
 		if c.retrySeconds == 0 || !again || time.Since(started).Seconds() >= c.retrySeconds {
 			break
 		}
@@ -202,6 +234,26 @@ func (c *caller) call(number int) {
 	if l.Wrong {
 		c.counts["wrong"]++
 	}
+	if l.Code == "OK" && kind == "checkout" {
+		c.paid = append(c.paid, l)
+	}
+}
+
+func (c *caller) request(number int) (string, request) {
+	kind := c.kind
+	if c.radiusEvery > 0 && number%c.radiusEvery == 0 {
+		kind = "radius"
+	}
+	if c.refundEvery > 0 && number%c.refundEvery == 0 {
+		c.mutex.Lock()
+		defer c.mutex.Unlock()
+		if len(c.paid) > 0 { // Each once.
+			paid := c.paid[0]
+			c.paid = c.paid[1:]
+			return "refund", newRefund(paid.Key, paid.Shown)
+		}
+	}
+	return kind, newRequest(kind, c.run, number)
 }
 
 func (c *caller) attempt(channel *grpc.ClientConn, request request, l *line) {
@@ -210,7 +262,10 @@ func (c *caller) attempt(channel *grpc.ClientConn, request request, l *line) {
 	// what is measured here is its clock and not this client's timer.
 	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(c.deadline*float64(time.Second))+guard)
 	defer cancel()
-	if c.retrySeconds > 0 {
+	ctx = context.WithValue(ctx, resends{}, l)
+	if request.once != "" && !c.careless {
+		ctx = metadata.AppendToOutgoingContext(ctx, "idempotency-key", request.once)
+	} else if c.retrySeconds > 0 && !c.careless {
 		ctx = metadata.AppendToOutgoingContext(ctx, "idempotency-key", fmt.Sprintf("%s-%d", c.run, l.N))
 	}
 	var reply []byte
@@ -220,10 +275,18 @@ func (c *caller) attempt(channel *grpc.ClientConn, request request, l *line) {
 	l.Beyond = l.ended.Sub(began).Seconds() - c.deadline
 	if err == nil {
 		l.Code, l.Words, l.Wrong = "OK", "", !request.isOwn(reply)
+		texts, _ := fields(reply)
+		l.Shown = texts[request.shown]
 	} else {
 		l.Code, l.Words, l.Wrong = codeName(status.Code(err)), status.Convert(err).Message(), false
 	}
 	l.Cid, l.Outcome = first(trailers, "antiphon-correlation-id"), first(trailers, "antiphon-outcome")
+	l.Record, l.Repeat = first(trailers, "antiphon-record"), first(trailers, "antiphon-idempotency")
+	if took := first(trailers, "third-party-us"); took != nil {
+		if micros, err := strconv.ParseInt(*took, 10, 64); err == nil {
+			l.ThirdParty += float64(micros) / 1e6
+		}
+	}
 }
 
 func first(trailers metadata.MD, name string) *string {

@@ -15,6 +15,10 @@ type request struct {
 	path, key string
 	message   []byte
 	isOwn     func(reply []byte) bool
+	// The idempotency key it always has; empty: one only if it is repeated.
+	once string
+	// The reply's field that the account wants to see; 0 for none.
+	shown protowire.Number
 }
 
 // newRequest writes the few fields by their numbers in proto/, so that no
@@ -22,13 +26,15 @@ type request struct {
 func newRequest(kind, run string, number int) request {
 	var m []byte
 	switch kind {
+	case "checkout", "transfer", "notify":
+		return newScenarioRequest(kind, run, number)
 	case "pay":
 		order := fmt.Sprintf("%s-%d", run, number)
 		m = text(m, 1, order)
 		m = integer(m, 2, uint64(number+1))
 		m = text(m, 3, "EUR")
 		own := fmt.Sprintf("pay-%s-%d", order, number+1)
-		return request{"/payments.v1.PaymentService/Pay", order, m, func(reply []byte) bool {
+		return request{path: "/payments.v1.PaymentService/Pay", key: order, message: m, isOwn: func(reply []byte) bool {
 			texts, _ := fields(reply)
 			return texts[1] == order && texts[2] == own
 		}}
@@ -36,13 +42,13 @@ func newRequest(kind, run string, number int) request {
 		shop, radius := uint64(number%shops), uint64(number+1)
 		m = integer(m, 1, shop)
 		m = integer(m, 2, radius)
-		return request{"/delivery.v1.DeliveryRadiusService/SetRadius", strconv.FormatUint(shop, 10), m, func(reply []byte) bool {
+		return request{path: "/delivery.v1.DeliveryRadiusService/SetRadius", key: strconv.FormatUint(shop, 10), message: m, isOwn: func(reply []byte) bool {
 			_, integers := fields(reply)
 			return integers[1] == shop && integers[2] == radius
 		}}
 	default:
 		payload := fmt.Sprintf("%s-%d", run, number)
-		return request{"/echo.v1.EchoService/Echo", payload, text(m, 1, payload), func(reply []byte) bool {
+		return request{path: "/echo.v1.EchoService/Echo", key: payload, message: text(m, 1, payload), isOwn: func(reply []byte) bool {
 			texts, _ := fields(reply)
 			return texts[1] == payload
 		}}

@@ -181,6 +181,11 @@ impl PartitionReader for SimReader {
         self.ends_with(result)
     }
 
+    /// Time has no part in where the gateway reads, so all of it is offered.
+    async fn offset_at(&mut self, _time_ms: i64) -> Result<i64, FetchError> {
+        self.start_offset().await
+    }
+
     async fn fetch(&mut self, offset: i64, wait: Duration) -> Result<Fetched, FetchError> {
         let deadline = Instant::now() + wait;
         self.cluster.latency().await;

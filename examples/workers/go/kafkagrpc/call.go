@@ -115,7 +115,7 @@ func (s *Server) reply(request *kgo.Record, headers map[string][]byte, given ans
 	if correlation == nil || topic == "" {
 		return // One-way: nobody waits.
 	}
-	record := &kgo.Record{Topic: topic, Key: request.Key, Value: given.value}
+	record := &kgo.Record{Topic: topic, Partition: anyPartition, Key: request.Key, Value: given.value}
 	if partition := headers["kafka_replyPartition"]; len(partition) == 4 {
 		record.Partition = int32(binary.BigEndian.Uint32(partition))
 	}

@@ -276,7 +276,7 @@ impl DlqCommand {
     }
 }
 
-fn time(text: &str) -> Result<Duration, String> {
+pub(crate) fn time(text: &str) -> Result<Duration, String> {
     match parse_duration(text) {
         Ok(Duration::ZERO) => Err("must be more than zero".to_owned()),
         parsed => parsed.map_err(|error| error.to_string()),

@@ -4,40 +4,20 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use antiphon::dead_letters::{Beside, Entry, LateReply, Letter};
 use antiphon::route::{Lookup, RouteTable};
+use antiphon::terms::STATUS_NAMES;
 use bytes::Bytes;
 use chrono::{DateTime, SecondsFormat};
 use prost_reflect::{DynamicMessage, MessageDescriptor};
 use serde_json::{Value, json};
 
-/// Names of the gRPC status codes, by number.
-const CODES: [&str; 17] = [
-    "OK",
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
-];
-
 /// Milliseconds since 1970.
-pub(super) fn now_ms() -> i64 {
+pub(crate) fn now_ms() -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// RFC 3339, in UTC.
-pub(super) fn timestamp(ms: i64) -> String {
+pub(crate) fn timestamp(ms: i64) -> String {
     match DateTime::from_timestamp_millis(ms) {
         Some(at) => at.to_rfc3339_opts(SecondsFormat::Millis, true),
         None => ms.to_string(),
@@ -45,7 +25,7 @@ pub(super) fn timestamp(ms: i64) -> String {
 }
 
 /// In the largest unit that fits.
-pub(super) fn age(ms: i64) -> String {
+pub(crate) fn age(ms: i64) -> String {
     let seconds = ms.max(0) / 1_000;
     match seconds {
         0..120 => format!("{seconds}s"),
@@ -56,15 +36,15 @@ pub(super) fn age(ms: i64) -> String {
 }
 
 /// The name of a late reply's status.
-pub(super) fn status_name(late: &LateReply) -> &'static str {
+pub(crate) fn status_name(late: &LateReply) -> &'static str {
     match late.status {
-        Ok(code) => CODES.get(usize::from(code)).copied().unwrap_or("UNKNOWN"),
+        Ok(code) => STATUS_NAMES.get(usize::from(code)).copied().unwrap_or("UNKNOWN"),
         Err(_) => "unreadable reply",
     }
 }
 
 /// What stands beside a request, in few words.
-pub(super) fn beside(beside: &Beside) -> String {
+pub(crate) fn beside(beside: &Beside) -> String {
     let late = beside.late_reply.as_ref().map(|late| {
         let word = if late.is_done() { "done" } else { "late" };
         format!("{word}: {}", status_name(late))
@@ -75,12 +55,12 @@ pub(super) fn beside(beside: &Beside) -> String {
 }
 
 /// Text that does nothing to a terminal.
-pub(super) fn tame(text: &str) -> String {
+pub(crate) fn tame(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 /// Columns as wide as their widest cell; the last is not padded.
-pub(super) fn table(rows: &[Vec<String>]) -> String {
+pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
     let width = |column: usize| {
         rows.iter()
@@ -100,7 +80,7 @@ pub(super) fn table(rows: &[Vec<String>]) -> String {
 }
 
 /// A letter and what stands beside it, for programs.
-pub(super) fn to_json(topic: &str, Entry { letter, beside }: &Entry) -> Value {
+pub(crate) fn to_json(topic: &str, Entry { letter, beside }: &Entry) -> Value {
     let original = letter
         .original()
         .map(|at| json!({ "topic": at.topic, "partition": at.partition, "offset": at.offset }));
@@ -131,14 +111,14 @@ pub(super) fn to_json(topic: &str, Entry { letter, beside }: &Entry) -> Value {
 }
 
 /// A message of the letter's method, decoded: its type's name and itself.
-pub(super) fn decode(
+pub(crate) fn decode(
     routes: Option<&RouteTable>,
     method: &str,
     value: &Bytes,
     is_reply: bool,
 ) -> Option<(String, Result<Value, String>)> {
     let Lookup::Route(route) = routes?.lookup(method) else { return None };
-    let kind: &MessageDescriptor = if is_reply { &route.output } else { &route.input };
+    let kind: &MessageDescriptor = if is_reply { route.reply_type() } else { &route.input };
     // JSON and framed values, too, through the form that gRPC has.
     let message = route.format.decode(kind, value.clone()).map_err(|error| error.to_string());
     let decoded = message
@@ -148,7 +128,7 @@ pub(super) fn decode(
 }
 
 /// As `hexdump -C` shows it.
-pub(super) fn hex_lines(bytes: &[u8], bytes_max: usize) -> Vec<String> {
+pub(crate) fn hex_lines(bytes: &[u8], bytes_max: usize) -> Vec<String> {
     let shown = &bytes[..bytes.len().min(bytes_max)];
     let line = |(n, part): (usize, &[u8])| {
         let hex: Vec<String> = part.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -166,7 +146,7 @@ pub(super) fn hex_lines(bytes: &[u8], bytes_max: usize) -> Vec<String> {
 }
 
 /// A header's value: text where it is, hexadecimal where it is not.
-pub(super) fn header_value(value: &[u8]) -> String {
+pub(crate) fn header_value(value: &[u8]) -> String {
     match std::str::from_utf8(value) {
         Ok(text) if !text.chars().any(char::is_control) => text.to_owned(),
         _ => format!("0x{}", value.iter().map(|byte| format!("{byte:02x}")).collect::<String>()),
@@ -174,12 +154,12 @@ pub(super) fn header_value(value: &[u8]) -> String {
 }
 
 /// `1 letter`, `2 letters`.
-pub(super) fn count(number: u64, what: &str) -> String {
+pub(crate) fn count(number: u64, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 /// The letter's method, or a dash.
-pub(super) fn method_of(letter: &Letter) -> String {
+pub(crate) fn method_of(letter: &Letter) -> String {
     letter.method().map_or_else(|| "-".to_owned(), |method| method.trim_start_matches('/').to_owned())
 }
 
