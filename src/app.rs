@@ -303,18 +303,13 @@ impl Gateway {
 
         let token = Token::new(config.admin.token_file.clone());
         let page = Admin { instance: Arc::clone(&instance), acceptor: Arc::clone(&acceptor), token };
-        let letters = count_dead_letters(Arc::clone(&instance), Arc::clone(&cluster), Arc::clone(&routes));
-        let refresh = config.kafka.metadata_refresh;
-        let topics = keep_topics_fresh(Arc::clone(&instance), Arc::clone(&cluster), refresh);
         let mut tasks = door.keep_fresh(&supervisor);
         tasks.extend([
             supervisor.spawn("admin", page.serve(admin)),
             supervisor.spawn("health", health.clone().follow(Arc::clone(&routes), Arc::clone(&instance))),
             supervisor.spawn("readiness", review(Arc::clone(&instance))),
-            supervisor.spawn("dead letters", letters),
-            supervisor.spawn("topics", topics),
         ]);
-        tasks.extend(janitor(&config, &instance, &cluster, &supervisor));
+        tasks.extend(keep_house(&config, &routes, &instance, &cluster, &supervisor));
         let mut gateway = Self {
             grpc: grpc_address,
             admin: admin_address,
@@ -576,16 +571,27 @@ async fn review(instance: Arc<Instance>) {
     }
 }
 
-/// Only topics of instances' own can be left behind.
-fn janitor(
+/// Looks after the cluster's topics: which there are, what lies on those for dead
+/// letters, and what dead instances have left behind.
+fn keep_house(
     config: &Config,
+    routes: &Arc<RouteTable>,
     instance: &Arc<Instance>,
     cluster: &Arc<KafkaCluster>,
     supervisor: &Supervisor,
-) -> Option<Task> {
+) -> Vec<Task> {
+    let refresh = config.kafka.metadata_refresh;
+    let topics = keep_topics_fresh(Arc::clone(instance), Arc::clone(cluster), refresh);
+    let letters = count_dead_letters(Arc::clone(instance), Arc::clone(cluster), Arc::clone(routes));
+    let mut tasks = vec![supervisor.spawn("topics", topics), supervisor.spawn("dead letters", letters)];
     let ReplyConfig { routing, topic_prefix, orphan_after, .. } = &config.reply;
-    let janitor = Janitor::new(Arc::clone(instance), Arc::clone(cluster) as _, topic_prefix, *orphan_after);
-    (*routing == ReplyRouting::InstanceTopic).then(|| supervisor.spawn("janitor", janitor.run()))
+    // Only topics of instances' own can be left behind.
+    if *routing == ReplyRouting::InstanceTopic {
+        let (instance, cluster) = (Arc::clone(instance), Arc::clone(cluster));
+        let janitor = Janitor::new(instance, cluster, topic_prefix, *orphan_after);
+        tasks.push(supervisor.spawn("janitor", janitor.run()));
+    }
+    tasks
 }
 
 async fn keep_topics_fresh(instance: Arc<Instance>, cluster: Arc<KafkaCluster>, interval: Duration) {

@@ -401,8 +401,16 @@ fn judge(world: &World) -> Result<(), String> {
 }
 
 /// Two, with calls: a takeover, and what was under way by then.
-const DUEL: Bounds =
-    Bounds { members: 2, log: 4, flying: 2, claims: 1, beats: 1, joins: 1, calls: true, states_max: 1_000_000 };
+const DUEL: Bounds = Bounds {
+    members: 2,
+    log: 4,
+    flying: 2,
+    claims: 1,
+    beats: 1,
+    joins: 1,
+    calls: true,
+    states_max: 1_000_000,
+};
 
 /// Two that claim again and again.
 const FEUD: Bounds = Bounds { claims: 2, calls: false, ..DUEL };
