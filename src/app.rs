@@ -267,7 +267,6 @@ impl Gateway {
         let cluster = Arc::new(reply_path::control_cluster(&config, &connector));
         traces.begin(&instance, &cluster, &config.reply);
         reply_path::open(&config, &instance, &cluster, began).await?;
-
         let schemas = open_schemas(&config, &routes, began).await?;
 
         let supervisor = Supervisor::new();
@@ -282,8 +281,7 @@ impl Gateway {
         let plan = |(shard, seat)| ShardPlan {
             shard,
             seat,
-            reply_partition: first_partition
-                .map(|first| first.saturating_add(i32::try_from(shard).unwrap_or(0))),
+            reply_partition: reply_path::partition_of(shard, first_partition),
             keep: reply_path::longest_call(&config, &routes),
             config: config.clone(),
             routes: Arc::clone(&routes),
@@ -300,7 +298,6 @@ impl Gateway {
         let plans: Vec<_> = seats.into_iter().enumerate().map(plan).collect();
         drop(alive);
         let shards = start_shards(plans, &supervisor)?;
-
         let token = Token::new(config.admin.token_file.clone());
         let page = Admin { instance: Arc::clone(&instance), acceptor: Arc::clone(&acceptor), token };
         let mut tasks = door.keep_fresh(&supervisor);
@@ -330,10 +327,15 @@ impl Gateway {
         gateway.await_ready(config.reply.start_timeout.saturating_sub(began.elapsed())).await?;
         // Connections were queued by the kernel until now.
         gateway._tasks.push(gateway.supervisor.spawn("acceptor", acceptor.run(grpc)));
-        gateway.warn_of_missing_topics();
-        gateway.make_dead_letter_topics(config.reply.replication_factor).await;
-        gateway.started_in = began.elapsed();
+        gateway.welcome(config.reply.replication_factor, began).await;
         Ok(gateway)
+    }
+
+    /// What need not be done before the first call.
+    async fn welcome(&mut self, replication_factor: i16, began: Instant) {
+        self.warn_of_missing_topics();
+        self.make_dead_letter_topics(replication_factor).await;
+        self.started_in = began.elapsed();
     }
 
     /// Where gRPC is served.
