@@ -85,6 +85,11 @@ bank *ARGS:
     cargo build --release --locked
     python3 examples/bank/run.py {{ARGS}}
 
+# Dashboard and alerts against a real Prometheus (Debian: apt-get install prometheus).
+metrics *ARGS:
+    cargo build --release --locked --bin antiphon --example dev_broker
+    python3 tests/metrics/run.py {{ARGS}}
+
 # Each fuzz target for so many seconds.
 fuzz SECONDS="60" *TARGETS:
     scripts/fuzz {{SECONDS}} {{TARGETS}}

@@ -19,7 +19,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::admin::{Admin, Token};
+use crate::admin::Admin;
 use crate::backoff::Backoff;
 use crate::dead_letters::{self, DeadLetterTopic};
 use crate::exchange::config::ReplyConfig;
@@ -267,6 +267,7 @@ impl Gateway {
         let cluster = Arc::new(reply_path::control_cluster(&config, &connector));
         traces.begin(&instance, &cluster, &config.reply);
         reply_path::open(&config, &instance, &cluster, began).await?;
+
         let schemas = open_schemas(&config, &routes, began).await?;
 
         let supervisor = Supervisor::new();
@@ -277,11 +278,8 @@ impl Gateway {
         let lifecycle = watch::Sender::new(Lifecycle::Serving);
         let (alive, shards_alive) = mpsc::channel(1);
 
-        let first_partition = reply_path::first_partition(&config)?;
-        let plan = |(shard, seat)| ShardPlan {
-            shard,
-            seat,
-            reply_partition: reply_path::partition_of(shard, first_partition),
+        let plan = ShardPlan {
+            first_partition: reply_path::first_partition(&config)?,
             keep: reply_path::longest_call(&config, &routes),
             config: config.clone(),
             routes: Arc::clone(&routes),
@@ -293,20 +291,19 @@ impl Gateway {
             entrance: door.entrance.clone(),
             supervisor: supervisor.clone(),
             lifecycle: lifecycle.subscribe(),
-            _alive: alive.clone(),
+            _alive: alive,
         };
-        let plans: Vec<_> = seats.into_iter().enumerate().map(plan).collect();
-        drop(alive);
-        let shards = start_shards(plans, &supervisor)?;
-        let token = Token::new(config.admin.token_file.clone());
-        let page = Admin { instance: Arc::clone(&instance), acceptor: Arc::clone(&acceptor), token };
-        let mut tasks = door.keep_fresh(&supervisor);
-        tasks.extend([
-            supervisor.spawn("admin", page.serve(admin)),
-            supervisor.spawn("health", health.clone().follow(Arc::clone(&routes), Arc::clone(&instance))),
-            supervisor.spawn("readiness", review(Arc::clone(&instance))),
-        ]);
-        tasks.extend(keep_house(&config, &routes, &instance, &cluster, &supervisor));
+        let shards = start_shards(plan, seats, &supervisor)?;
+
+        let page = Admin::new(&config.admin, Arc::clone(&instance), Arc::clone(&acceptor));
+        let control = Control {
+            config: &config,
+            routes: &routes,
+            instance: &instance,
+            cluster: &cluster,
+            supervisor: &supervisor,
+        };
+        let tasks = control.spawn(door, &health, page, admin);
         let mut gateway = Self {
             grpc: grpc_address,
             admin: admin_address,
@@ -327,15 +324,10 @@ impl Gateway {
         gateway.await_ready(config.reply.start_timeout.saturating_sub(began.elapsed())).await?;
         // Connections were queued by the kernel until now.
         gateway._tasks.push(gateway.supervisor.spawn("acceptor", acceptor.run(grpc)));
-        gateway.welcome(config.reply.replication_factor, began).await;
+        gateway.warn_of_missing_topics();
+        gateway.make_dead_letter_topics(config.reply.replication_factor).await;
+        gateway.started_in = began.elapsed();
         Ok(gateway)
-    }
-
-    /// What need not be done before the first call.
-    async fn welcome(&mut self, replication_factor: i16, began: Instant) {
-        self.warn_of_missing_topics();
-        self.make_dead_letter_topics(replication_factor).await;
-        self.started_in = began.elapsed();
     }
 
     /// Where gRPC is served.
@@ -446,11 +438,8 @@ impl Gateway {
             reply_path::close(&self.instance, &*self.cluster, self.routing).await;
         }
         let topic = Arc::clone(self.instance.reply_topic());
-        Err(no_lease.unwrap_or(StartError::NotReady {
-            topic,
-            waited: limit,
-            trouble: self.instance.trouble(),
-        }))
+        let trouble = self.instance.trouble();
+        Err(no_lease.unwrap_or(StartError::NotReady { topic, waited: limit, trouble }))
     }
 
     fn warn_of_missing_topics(&self) {
@@ -465,6 +454,34 @@ impl Gateway {
                 tracing::warn!(%topic, "request topic does not exist yet, or an ACL hides it; its calls are UNAVAILABLE until that changes");
             }
         }
+    }
+}
+
+/// What the tasks of the control thread are about.
+struct Control<'a> {
+    config: &'a Config,
+    routes: &'a Arc<RouteTable>,
+    instance: &'a Arc<Instance>,
+    cluster: &'a Arc<KafkaCluster>,
+    supervisor: &'a Supervisor,
+}
+
+impl Control<'_> {
+    fn spawn(&self, door: Door, health: &Health, page: Admin, listener: TcpListener) -> Vec<Task> {
+        let Self { config, supervisor, .. } = *self;
+        let (routes, instance) = (|| Arc::clone(self.routes), || Arc::clone(self.instance));
+        let cluster = || Arc::clone(self.cluster);
+        let refresh = config.kafka.metadata_refresh;
+        let mut tasks = door.keep_fresh(supervisor);
+        tasks.extend([
+            supervisor.spawn("admin", page.serve(listener)),
+            supervisor.spawn("health", health.clone().follow(routes(), instance())),
+            supervisor.spawn("readiness", review(instance())),
+            supervisor.spawn("dead letters", count_dead_letters(instance(), cluster(), routes())),
+            supervisor.spawn("topics", keep_topics_fresh(instance(), cluster(), refresh)),
+        ]);
+        tasks.extend(janitor(config, self.instance, self.cluster, supervisor));
+        tasks
     }
 }
 
@@ -501,9 +518,17 @@ impl Door {
     }
 }
 
-fn start_shards(plans: Vec<ShardPlan>, supervisor: &Supervisor) -> Result<Vec<JoinHandle<()>>, StartError> {
-    let start = |plan: ShardPlan| supervisor.spawn_thread("shard", move || plan.run());
-    plans.into_iter().map(start).collect::<io::Result<_>>().map_err(StartError::Thread)
+/// The plan is dropped with the last shard.
+fn start_shards(
+    plan: ShardPlan,
+    seats: Vec<Seat>,
+    supervisor: &Supervisor,
+) -> Result<Vec<JoinHandle<()>>, StartError> {
+    let start = |(shard, seat)| {
+        let plan = plan.clone();
+        supervisor.spawn_thread("shard", move || plan.run(shard, seat))
+    };
+    seats.into_iter().enumerate().map(start).collect::<io::Result<_>>().map_err(StartError::Thread)
 }
 
 async fn bind(name: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
@@ -573,27 +598,16 @@ async fn review(instance: Arc<Instance>) {
     }
 }
 
-/// Looks after the cluster's topics: which there are, what lies on those for dead
-/// letters, and what dead instances have left behind.
-fn keep_house(
+/// Only topics of instances' own can be left behind.
+fn janitor(
     config: &Config,
-    routes: &Arc<RouteTable>,
     instance: &Arc<Instance>,
     cluster: &Arc<KafkaCluster>,
     supervisor: &Supervisor,
-) -> Vec<Task> {
-    let refresh = config.kafka.metadata_refresh;
-    let topics = keep_topics_fresh(Arc::clone(instance), Arc::clone(cluster), refresh);
-    let letters = count_dead_letters(Arc::clone(instance), Arc::clone(cluster), Arc::clone(routes));
-    let mut tasks = vec![supervisor.spawn("topics", topics), supervisor.spawn("dead letters", letters)];
+) -> Option<Task> {
     let ReplyConfig { routing, topic_prefix, orphan_after, .. } = &config.reply;
-    // Only topics of instances' own can be left behind.
-    if *routing == ReplyRouting::InstanceTopic {
-        let (instance, cluster) = (Arc::clone(instance), Arc::clone(cluster));
-        let janitor = Janitor::new(instance, cluster, topic_prefix, *orphan_after);
-        tasks.push(supervisor.spawn("janitor", janitor.run()));
-    }
-    tasks
+    let janitor = Janitor::new(Arc::clone(instance), Arc::clone(cluster) as _, topic_prefix, *orphan_after);
+    (*routing == ReplyRouting::InstanceTopic).then(|| supervisor.spawn("janitor", janitor.run()))
 }
 
 async fn keep_topics_fresh(instance: Arc<Instance>, cluster: Arc<KafkaCluster>, interval: Duration) {
@@ -601,10 +615,10 @@ async fn keep_topics_fresh(instance: Arc<Instance>, cluster: Arc<KafkaCluster>, 
 }
 
 /// All that a shard's thread needs.
+#[derive(Clone)]
 struct ShardPlan {
-    shard: usize,
-    seat: Seat,
-    reply_partition: Option<i32>,
+    /// Where the first shard's replies come, if that is laid down.
+    first_partition: Option<i32>,
     keep: Duration,
     config: Config,
     routes: Arc<RouteTable>,
@@ -621,33 +635,33 @@ struct ShardPlan {
 }
 
 impl ShardPlan {
-    fn run(self) {
+    fn run(self, shard: usize, seat: Seat) {
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
             Err(error) => return tracing::error!(%error, "a shard could not start"),
         };
-        runtime.block_on(self.serve());
+        runtime.block_on(self.serve(shard, seat));
         runtime.shutdown_timeout(Duration::from_secs(1));
     }
 
-    async fn serve(self) {
+    async fn serve(self, shard: usize, seat: Seat) {
         let cluster = Arc::new(KafkaCluster::new(&self.config.kafka, self.connector));
+        let offset = i32::try_from(shard).unwrap_or(i32::MAX);
         let settings = Settings {
             compression: self.config.kafka.compression,
             message_bytes_max: self.config.grpc.message_bytes_max,
             lane_queue_max: self.config.limits.lane_queue_max,
             reply: self.config.reply,
-            reply_partition: self.reply_partition,
+            reply_partition: self.first_partition.map(|first| first.saturating_add(offset)),
             keep: self.keep,
             custom_dialect: self.routes.custom_dialect().cloned(),
             schemas: self.schemas,
         };
-        let exchange =
-            Arc::new(Exchange::start(self.shard, self.instance, cluster, &self.supervisor, settings));
+        let exchange = Arc::new(Exchange::start(shard, self.instance, cluster, &self.supervisor, settings));
         let Entrance { tls, guard } = self.entrance;
         let grpc = self.config.grpc;
         let service =
             ingress::Service::new(&grpc, self.routes, exchange, &self.health, self.reflection, guard);
-        ingress::serve_shard(self.seat, service, tls, grpc, self.supervisor, self.lifecycle).await;
+        ingress::serve_shard(seat, service, tls, grpc, self.supervisor, self.lifecycle).await;
     }
 }

@@ -250,6 +250,9 @@ impl Metrics {
         for kind in reference::IDEMPOTENT_KINDS {
             drop(self.idempotent.get_or_create(&IdempotentLabels { kind }));
         }
+        for kind in reference::LEASE_KINDS {
+            drop(self.leases.get_or_create(&LeaseLabels { kind }));
+        }
         for role in reference::CONNECTION_ROLES {
             drop(self.kafka_connections.get_or_create(&RoleLabels { role }));
         }

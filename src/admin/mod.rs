@@ -27,7 +27,7 @@ use tokio::net::TcpListener;
 use crate::exchange::{Instance, Phase};
 use crate::ingress::Acceptor;
 
-pub use token::Token;
+use token::Token;
 
 /// What the admin listener shows.
 #[derive(Debug, Clone)]
@@ -36,11 +36,15 @@ pub struct Admin {
     pub instance: Arc<Instance>,
     /// Its connections.
     pub acceptor: Arc<Acceptor>,
-    /// The token that requests must carry.
-    pub token: Token,
+    token: Token,
 }
 
 impl Admin {
+    /// Pages about an instance and its connections.
+    pub fn new(config: &config::Config, instance: Arc<Instance>, acceptor: Arc<Acceptor>) -> Self {
+        Self { instance, acceptor, token: Token::new(config.token_file.clone()) }
+    }
+
     /// Serves until dropped.
     pub async fn serve(self, listener: TcpListener) {
         let router = Router::new()

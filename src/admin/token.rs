@@ -13,13 +13,13 @@ const OPEN: [&str; 2] = ["/live", "/ready"];
 
 /// Where the token is; read for each request, so that it can change.
 #[derive(Debug, Clone, Default)]
-pub struct Token {
+pub(super) struct Token {
     file: Option<Arc<PathBuf>>,
 }
 
 impl Token {
     /// The token in this file; none, and everybody may ask.
-    pub fn new(file: Option<PathBuf>) -> Self {
+    pub(super) fn new(file: Option<PathBuf>) -> Self {
         Self { file: file.map(Arc::new) }
     }
 

@@ -115,11 +115,6 @@ pub(super) fn first_partition(config: &Config) -> Result<Option<i32>, StartError
     Ok(Some(i32::try_from(first).unwrap_or(i32::MAX)))
 }
 
-/// The partition that a shard has without a lease.
-pub(super) fn partition_of(shard: usize, first: Option<i32>) -> Option<i32> {
-    first.map(|first| first.saturating_add(i32::try_from(shard).unwrap_or(0)))
-}
-
 /// The number that ends the first label of a host's name.
 fn ordinal_of(host: &str) -> Option<u32> {
     let label = host.split('.').next().unwrap_or_default();

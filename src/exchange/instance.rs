@@ -231,6 +231,8 @@ impl Instance {
         metrics.calls_in_flight.set(number(self.pending_calls() as u64));
         metrics.bytes_held.set(number(self.budget.bytes()));
         let mut loads = Vec::new();
+        // Places come and go with leases.
+        metrics.heartbeat_age.clear();
         for state in &self.shards {
             for place in state.lock().iter() {
                 let labels = ReplyPartition { messaging_destination_partition_id: place.partition() };

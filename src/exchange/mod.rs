@@ -182,16 +182,8 @@ impl Exchange {
         instance.show_lanes_of(shard, &lanes);
         let tasks = start_reading(reading, &settings, supervisor);
         let reply_topic = Bytes::copy_from_slice(instance.reply_topic().as_bytes());
-        Self {
-            shard,
-            pending,
-            lanes,
-            reply_topic,
-            settings,
-            reply_waits: (0..instance.budget.routes()).map(|_| OnceLock::new()).collect(),
-            _tasks: tasks,
-            instance,
-        }
+        let reply_waits = (0..instance.budget.routes()).map(|_| OnceLock::new()).collect();
+        Self { shard, pending, lanes, reply_topic, settings, reply_waits, _tasks: tasks, instance }
     }
 
     /// What the shards share.

@@ -125,8 +125,8 @@ impl ReplyReader {
         };
         self.place.set_next_offset(offset);
         self.place.set_positioned(true);
-        let place = ReplyPartition { messaging_destination_partition_id: self.place.partition() };
-        let lag = instance.metrics.reply_lag.get_or_create_owned(&place);
+        let labels = ReplyPartition { messaging_destination_partition_id: self.place.partition() };
+        let lag = instance.metrics.reply_lag.get_or_create_owned(&labels);
         loop {
             *next_offset = Some(offset);
             if self.tenancy.as_mut().is_some_and(Tenancy::is_over) {
@@ -254,7 +254,6 @@ impl ReplyReader {
         match entry {
             Entry::Beat { by, written_ms, .. } if by == tenancy.tenant() => {
                 self.place.heartbeat(record.offset, written_ms);
-                self.reading.instance.set_trouble(None);
                 return "heartbeat";
             }
             _ if !tenancy.holds() => self.lose_lease("another instance has claimed the partition"),

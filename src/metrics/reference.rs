@@ -23,17 +23,22 @@ const fn row(
 }
 
 /// What a record on the reply topic can be.
-pub(super) const REPLY_KINDS: [&str; 9] = [
+pub(super) const REPLY_KINDS: [&str; 12] = [
     "delivered",
+    "part",
     "late",
     "duplicate",
+    "refused",
     "foreign",
     "heartbeat",
-    "part",
+    "peer-heartbeat",
+    "lease",
     "request",
     "uncorrelated",
     "undecodable",
 ];
+/// What becomes of a lease of a reply partition.
+pub(super) const LEASE_KINDS: [&str; 4] = ["claimed", "contested", "lost", "released"];
 /// What can be known of a produce request that failed.
 pub(super) const PRODUCE_ERROR_KINDS: [&str; 6] =
     ["not-sent", "unknown", "throttled", "refused", "too-large", "no-topic"];
@@ -120,7 +125,7 @@ pub const ROWS: &[Row] = &[
         "antiphon_replies",
         "counter",
         &["kind"],
-        "Records read from the reply topic: delivered, late, duplicate, foreign, heartbeat, part, request, uncorrelated, undecodable",
+        "Records read from the reply topic: delivered, part, late, duplicate, refused, foreign, heartbeat, peer-heartbeat, lease, request, uncorrelated, undecodable",
     ),
     row(
         "antiphon_collected_replies",
@@ -135,19 +140,6 @@ pub const ROWS: &[Row] = &[
         "Records of the reply topic that are yet to be read",
     ),
     row("antiphon_reader_errors", "counter", &[], "Fetches from the reply topic that failed"),
-    row("antiphon_reply_topics", "gauge", &[], "Topics with the prefix of reply topics, by the last look"),
-    row(
-        "antiphon_orphans_removed",
-        "counter",
-        &[],
-        "Reply topics of dead instances that this one has removed",
-    ),
-    row(
-        "antiphon_leases",
-        "counter",
-        &["kind"],
-        "What became of leases of reply partitions: claimed, contested, lost, released",
-    ),
     row(
         "antiphon_dead_letters",
         "counter",
@@ -172,6 +164,19 @@ pub const ROWS: &[Row] = &[
         "counter",
         &["kind"],
         "Calls with an idempotency key: first, joined, kept, conflict, full",
+    ),
+    row("antiphon_reply_topics", "gauge", &[], "Topics with the prefix of reply topics, by the last look"),
+    row(
+        "antiphon_orphans_removed",
+        "counter",
+        &[],
+        "Reply topics of dead instances that this one has removed",
+    ),
+    row(
+        "antiphon_leases",
+        "counter",
+        &["kind"],
+        "Leases of reply partitions: claimed, contested, lost, released",
     ),
 ];
 

@@ -29,7 +29,6 @@ CODES = {0: "NO_ERROR", 1: "PROTOCOL_ERROR", 2: "INTERNAL_ERROR", 3: "FLOW_CONTR
 CONNECTIONS_MAX = 400  # one after the other, by those that are thrown out
 CHUNK = 16_384
 ECHO = "/echo.v1.EchoService/Echo"
-PAY = "/payments.v1.PaymentService/Pay"
 SLOW_READER_RATE = 14  # calls a second
 
 
@@ -66,6 +65,7 @@ class Connection:
         self.socket = socket.create_connection((host, int(port)), timeout=5)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.closed, self.goaway, self.buffer = False, None, b""
+        self.message = ""
         self.resets, self.ended, self.statuses = collections.Counter(), set(), collections.Counter()
         self.window, self.stream, self.decoder = 65_535, 1, hpack.Decoder()
         if preface:
@@ -322,14 +322,11 @@ def garbage(address, seconds):
 
 
 def slow_reader(address, seconds):
-    """Calls with replies of 800 KiB, and a window that never opens. To a worker of
-    their own, and few enough that moving the bytes is no attack by itself."""
+    """Calls with replies of 800 KiB, and a window that never opens; few enough that
+    moving the bytes is no attack by itself."""
     until, sent, size = time.monotonic() + seconds, 0, 800 * 1024
     connection = Connection(address, struct.pack(">HI", INITIAL_WINDOW_SIZE, 0))
-    block = request_headers(PAY)
-    # A PayRequest, whose key is short.
-    message = b"\x0a\x01o\x1a" + varint(size) + b"x" * size
-    message = b"\x00" + struct.pack(">I", len(message)) + message
+    block, message = request_headers(more=[("grpc-timeout", "30S")]), echo_message(size)
     while sent < 100 and not connection.closed:
         stream = connection.next_stream()
         connection.send(frame(HEADERS, END_HEADERS, stream, block))
@@ -341,7 +338,8 @@ def slow_reader(address, seconds):
         connection.pump(0.1)
     dropped = connection.statuses["grpc-status 8"]
     saw = f"{dropped} replies beyond 64 MiB dropped (RESOURCE_EXHAUSTED), then closed"
-    wrong = None if connection.closed and dropped else f"{dropped} dropped, closed: {connection.closed}"
+    seen = f"{dropped} dropped, closed: {connection.closed}, all: {dict(connection.statuses)} {connection.message}"
+    wrong = None if connection.closed and dropped else seen
     return {"did": f"{sent} calls with replies of 800 KiB", "saw": saw, "wrong": wrong}
 
 

@@ -41,7 +41,7 @@ class Way:
         self.config += '\n[service."echo.v1.EchoService"]\ntimeout = "10s"\n'
 
     def gateway(self):
-        timeout = f"{START_TIMEOUT if self.wrong else RIGHT_SECONDS_MAX}s"
+        timeout = f"{(START_TIMEOUT / 2 if self.bench.quick else START_TIMEOUT) if self.wrong else RIGHT_SECONDS_MAX:.0f}s"
         it = Gateway(self.bench.folder, self.bench.antiphon, f"kafka-{self.slug}", self.config, timeout, ECHO_ONLY)
         return self.bench.child(it)
 

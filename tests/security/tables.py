@@ -21,7 +21,7 @@ class Bench:
     """What the parts work with: a folder, a broker, children that end with it."""
 
     def __init__(self, options):
-        self.antiphon, self.quick = options.antiphon, options.quick
+        self.antiphon, self.quick, self.attack = options.antiphon, options.quick, options.attack
         self.folder = Path(tempfile.mkdtemp(prefix="antiphon-security-"))
         self.secrets = Secrets()
         self.children, self.tables = [], []
@@ -53,6 +53,7 @@ def main():
     parser.add_argument("--antiphon", type=Path, required=True)
     parser.add_argument("--quick", action="store_true", help="what CI has time for")
     parser.add_argument("--markdown", type=Path, help="write the tables there, too")
+    parser.add_argument("--attack", help="of HTTP/2 abuse only this one, such as slow_reader")
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], metavar="PART", help=", ".join(PARTS))
     options = parser.parse_args()
     options.antiphon = options.antiphon.resolve()
