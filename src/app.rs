@@ -236,7 +236,8 @@ impl Gateway {
     /// Must be called on a `current_thread` runtime, which then is the control
     /// thread.
     pub async fn start(config: Config, routes: RouteTable) -> Result<Self, StartError> {
-        Self::start_leaving(config, routes, Traces::default()).await
+        // Large, and once in a process.
+        Box::pin(Self::start_leaving(config, routes, Traces::default())).await
     }
 
     /// The same, unless `stop` ends first: then nothing is left behind, and
