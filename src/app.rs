@@ -236,7 +236,6 @@ impl Gateway {
     /// Must be called on a `current_thread` runtime, which then is the control
     /// thread.
     pub async fn start(config: Config, routes: RouteTable) -> Result<Self, StartError> {
-        // Large, and once in a process.
         Box::pin(Self::start_leaving(config, routes, Traces::default())).await
     }
 
@@ -249,7 +248,7 @@ impl Gateway {
     ) -> Result<Option<Self>, StartError> {
         let traces = Traces::default();
         tokio::select! {
-            started = Self::start_leaving(config, routes, traces.clone()) => return started.map(Some),
+            started = Box::pin(Self::start_leaving(config, routes, traces.clone())) => return started.map(Some),
             () = stop => {}
         }
         traces.clear().await;
@@ -325,10 +324,15 @@ impl Gateway {
         gateway.await_ready(config.reply.start_timeout.saturating_sub(began.elapsed())).await?;
         // Connections were queued by the kernel until now.
         gateway._tasks.push(gateway.supervisor.spawn("acceptor", acceptor.run(grpc)));
-        gateway.warn_of_missing_topics();
-        gateway.make_dead_letter_topics(config.reply.replication_factor).await;
-        gateway.started_in = began.elapsed();
+        gateway.welcome(config.reply.replication_factor, began).await;
         Ok(gateway)
+    }
+
+    /// What need not be done before the first call.
+    async fn welcome(&mut self, replication_factor: i16, began: Instant) {
+        self.warn_of_missing_topics();
+        self.make_dead_letter_topics(replication_factor).await;
+        self.started_in = began.elapsed();
     }
 
     /// Where gRPC is served.
@@ -470,18 +474,14 @@ struct Control<'a> {
 impl Control<'_> {
     fn spawn(&self, door: Door, health: &Health, page: Admin, listener: TcpListener) -> Vec<Task> {
         let Self { config, supervisor, .. } = *self;
-        let (routes, instance) = (|| Arc::clone(self.routes), || Arc::clone(self.instance));
-        let cluster = || Arc::clone(self.cluster);
-        let refresh = config.kafka.metadata_refresh;
         let mut tasks = door.keep_fresh(supervisor);
+        let follow = health.clone().follow(Arc::clone(self.routes), Arc::clone(self.instance));
         tasks.extend([
             supervisor.spawn("admin", page.serve(listener)),
-            supervisor.spawn("health", health.clone().follow(routes(), instance())),
-            supervisor.spawn("readiness", review(instance())),
-            supervisor.spawn("dead letters", count_dead_letters(instance(), cluster(), routes())),
-            supervisor.spawn("topics", keep_topics_fresh(instance(), cluster(), refresh)),
+            supervisor.spawn("health", follow),
+            supervisor.spawn("readiness", review(Arc::clone(self.instance))),
         ]);
-        tasks.extend(janitor(config, self.instance, self.cluster, supervisor));
+        tasks.extend(keep_house(config, self.routes, self.instance, self.cluster, supervisor));
         tasks
     }
 }
@@ -599,16 +599,27 @@ async fn review(instance: Arc<Instance>) {
     }
 }
 
-/// Only topics of instances' own can be left behind.
-fn janitor(
+/// Looks after the cluster's topics: which there are, what lies on those for dead
+/// letters, and what dead instances have left behind.
+fn keep_house(
     config: &Config,
+    routes: &Arc<RouteTable>,
     instance: &Arc<Instance>,
     cluster: &Arc<KafkaCluster>,
     supervisor: &Supervisor,
-) -> Option<Task> {
+) -> Vec<Task> {
+    let refresh = config.kafka.metadata_refresh;
+    let topics = keep_topics_fresh(Arc::clone(instance), Arc::clone(cluster), refresh);
+    let letters = count_dead_letters(Arc::clone(instance), Arc::clone(cluster), Arc::clone(routes));
+    let mut tasks = vec![supervisor.spawn("topics", topics), supervisor.spawn("dead letters", letters)];
     let ReplyConfig { routing, topic_prefix, orphan_after, .. } = &config.reply;
-    let janitor = Janitor::new(Arc::clone(instance), Arc::clone(cluster) as _, topic_prefix, *orphan_after);
-    (*routing == ReplyRouting::InstanceTopic).then(|| supervisor.spawn("janitor", janitor.run()))
+    // Only topics of instances' own can be left behind.
+    if *routing == ReplyRouting::InstanceTopic {
+        let (instance, cluster) = (Arc::clone(instance), Arc::clone(cluster));
+        let janitor = Janitor::new(instance, cluster, topic_prefix, *orphan_after);
+        tasks.push(supervisor.spawn("janitor", janitor.run()));
+    }
+    tasks
 }
 
 async fn keep_topics_fresh(instance: Arc<Instance>, cluster: Arc<KafkaCluster>, interval: Duration) {

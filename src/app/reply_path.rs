@@ -28,10 +28,9 @@ const CLEAR_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What there is to be put away, from when it may exist on.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Traces(Arc<OnceLock<Left>>);
+pub(super) struct Traces(Arc<OnceLock<Trace>>);
 
-/// What is left to be done, and with what.
-type Left = (Arc<Instance>, Arc<KafkaCluster>, ReplyConfig);
+type Trace = (Arc<Instance>, Arc<KafkaCluster>, ReplyConfig);
 
 impl Traces {
     pub(super) fn begin(&self, instance: &Arc<Instance>, cluster: &Arc<KafkaCluster>, reply: &ReplyConfig) {

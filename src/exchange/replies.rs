@@ -254,6 +254,7 @@ impl ReplyReader {
         match entry {
             Entry::Beat { by, written_ms, .. } if by == tenancy.tenant() => {
                 self.place.heartbeat(record.offset, written_ms);
+                self.reading.instance.set_trouble(None);
                 return "heartbeat";
             }
             _ if !tenancy.holds() => self.lose_lease("another instance has claimed the partition"),

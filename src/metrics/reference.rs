@@ -140,6 +140,19 @@ pub const ROWS: &[Row] = &[
         "Records of the reply topic that are yet to be read",
     ),
     row("antiphon_reader_errors", "counter", &[], "Fetches from the reply topic that failed"),
+    row("antiphon_reply_topics", "gauge", &[], "Topics with the prefix of reply topics, by the last look"),
+    row(
+        "antiphon_orphans_removed",
+        "counter",
+        &[],
+        "Reply topics of dead instances that this one has removed",
+    ),
+    row(
+        "antiphon_leases",
+        "counter",
+        &["kind"],
+        "What became of leases of reply partitions: claimed, contested, lost, released",
+    ),
     row(
         "antiphon_dead_letters",
         "counter",

@@ -159,7 +159,7 @@ pub(super) struct Judge<'a> {
     pub(super) method: &'a MethodDescriptor,
     custom: Option<&'a Arc<Custom>>,
     registry: bool,
-    reply_partition: bool,
+    pub(super) reply_partition: bool,
     pub(super) mistakes: &'a mut Mistakes,
 }
 

@@ -205,7 +205,7 @@ impl TestGatewayBuilder {
             None => None,
         };
         let speaks_tls = self.config.grpc.tls.is_some();
-        let gateway = Box::pin(Gateway::start(self.config, routes)).await?;
+        let gateway = Gateway::start(self.config, routes).await?;
         let endpoint = Endpoint::try_from(format!("http://{}", gateway.grpc_address())).unwrap();
         let channel = match speaks_tls {
             // The test makes channels of its own.
