@@ -79,7 +79,7 @@ async fn connections_that_do_not_begin_make_room() {
         }
     }
     let mut byte = [0];
-    let closed = timeout(PATIENCE / 4, first.unwrap().read(&mut byte)).await;
+    let closed = timeout(PATIENCE, first.unwrap().read(&mut byte)).await;
     assert!(matches!(closed, Ok(Ok(0) | Err(_))), "the one that came first has gone: {closed:?}");
     let endpoint = Endpoint::try_from(format!("http://{address}")).unwrap();
     until_async("a newcomer is answered", async || match endpoint.connect().await {
