@@ -178,19 +178,6 @@ pub const ROWS: &[Row] = &[
         &["kind"],
         "Calls with an idempotency key: first, joined, kept, conflict, full",
     ),
-    row("antiphon_reply_topics", "gauge", &[], "Topics with the prefix of reply topics, by the last look"),
-    row(
-        "antiphon_orphans_removed",
-        "counter",
-        &[],
-        "Reply topics of dead instances that this one has removed",
-    ),
-    row(
-        "antiphon_leases",
-        "counter",
-        &["kind"],
-        "Leases of reply partitions: claimed, contested, lost, released",
-    ),
 ];
 
 /// What a metric says; `name` without its prefix and unit.
