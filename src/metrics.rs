@@ -3,7 +3,7 @@
 //! One [`Metrics`] belongs to one instance, so that several instances in one
 //! process (tests, scenarios) count apart. Labels have few values by design:
 //! methods of the route table, their topics, status codes, reply kinds. Names
-//! and labels are OpenTelemetry's where it has some; [`reference`] lists them.
+//! and labels are OpenTelemetry's where it has some; [`table`] lists them.
 
 mod histogram;
 mod reference;

@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use antiphon::dead_letters::{Beside, Entry, LateReply, Letter};
 use antiphon::route::{Lookup, RouteTable};
 use antiphon::terms::STATUS_NAMES;
+use antiphon::why::is_secret;
 use bytes::Bytes;
 use chrono::{DateTime, SecondsFormat};
 use prost_reflect::{DynamicMessage, MessageDescriptor};
@@ -145,8 +146,15 @@ pub(crate) fn hex_lines(bytes: &[u8], bytes_max: usize) -> Vec<String> {
     lines
 }
 
-/// A header's value: text where it is, hexadecimal where it is not.
-pub(crate) fn header_value(value: &[u8]) -> String {
+/// In place of what must not be shown.
+const HIDDEN: &str = "(hidden)";
+
+/// A header's value: text where it is, hexadecimal where it is not; nothing of
+/// credentials that were forwarded to the worker.
+pub(crate) fn header_value(name: &str, value: &[u8]) -> String {
+    if is_secret(name) {
+        return HIDDEN.to_owned();
+    }
     match std::str::from_utf8(value) {
         Ok(text) if !text.chars().any(char::is_control) => text.to_owned(),
         _ => format!("0x{}", value.iter().map(|byte| format!("{byte:02x}")).collect::<String>()),
@@ -189,7 +197,7 @@ mod tests {
             ]
         );
         assert_eq!(
-            (header_value(b"a b"), header_value(b"\x00\x01")),
+            (header_value("x", b"a b"), header_value("x", b"\x00\x01")),
             ("a b".to_owned(), "0x0001".to_owned())
         );
         assert_eq!(tame("a\x1b[2J"), "a\u{fffd}[2J");

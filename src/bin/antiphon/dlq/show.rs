@@ -113,7 +113,7 @@ fn as_text(connected: &Connected, entry: &Entry, late: Option<&Letter>) -> Strin
 fn content(connected: &Connected, record: &Letter, request: &Letter, is_reply: bool) -> String {
     let mut lines = vec!["headers".to_owned()];
     for (name, value) in &record.record.headers {
-        lines.push(format!("  {}: {}", print::tame(name), print::header_value(value)));
+        lines.push(format!("  {}: {}", print::tame(name), print::header_value(name, value)));
     }
     match &record.record.value {
         None => lines.push("no value".to_owned()),
@@ -170,7 +170,7 @@ fn as_json(connected: &Connected, entry: &Entry, late: Option<&Letter>) -> Value
 fn headers(letter: &Letter) -> Value {
     let pairs = letter.record.headers.iter();
     pairs
-        .map(|(name, value)| (name.to_string(), json!(print::header_value(value))))
+        .map(|(name, value)| (name.to_string(), json!(print::header_value(name, value))))
         .collect::<serde_json::Map<_, _>>()
         .into()
 }

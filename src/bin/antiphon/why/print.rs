@@ -2,17 +2,13 @@
 
 use antiphon::dead_letters::LateReply;
 use antiphon::route::RouteTable;
-use antiphon::why::{
-    Asked, Found, Name, Question, ReplyLog, Searched, Sighting, Story, is_secret, judge, span,
-};
+use antiphon::why::{Asked, Found, Name, Question, ReplyLog, Searched, Sighting, Story, judge, span};
 use serde_json::{Value, json};
 
 use crate::dlq::print::{count, decode, header_value, hex_lines, status_name, table, tame, timestamp};
 
 /// Bytes of a value that are shown.
 const VALUE_BYTES_SHOWN: usize = 1_024;
-/// In place of what must not be shown.
-const HIDDEN: &str = "(hidden)";
 
 /// What printing needs to know.
 pub(super) struct Page<'a> {
@@ -64,7 +60,7 @@ impl Page<'_> {
         if let Some(request) = story.request() {
             text.push_str("\nheaders of the request\n");
             for (name, value) in &request.letter.record.headers {
-                text.push_str(&format!("  {}: {}\n", tame(name), shown(name, value)));
+                text.push_str(&format!("  {}: {}\n", tame(name), header_value(name, value)));
             }
         }
         if self.with_value {
@@ -168,7 +164,7 @@ impl Page<'_> {
         let letter = &seen.letter;
         let headers = letter.record.headers.iter();
         let headers: serde_json::Map<String, Value> =
-            headers.map(|(name, value)| (name.to_string(), json!(shown(name, value)))).collect();
+            headers.map(|(name, value)| (name.to_string(), json!(header_value(name, value)))).collect();
         let mut record = json!({
             "what": what,
             "topic": seen.topic,
@@ -284,8 +280,4 @@ fn groups_json(groups: &Asked) -> Value {
             })
             .collect(),
     }
-}
-
-fn shown(name: &str, value: &[u8]) -> String {
-    if is_secret(name) { HIDDEN.to_owned() } else { header_value(value) }
 }
