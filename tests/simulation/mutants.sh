@@ -22,6 +22,7 @@ export SIM_SEEDS=${SIM_SEEDS:-1000} SIM_FAILURES_MAX=${SIM_FAILURES_MAX:-5}
 unset MUTANT
 wanted=${1:-}
 names=()
+stale=0
 
 rm -rf "$tree" && mkdir -p "$tree"
 git -C "$repository" ls-files -z --cached --others --exclude-standard |
@@ -36,7 +37,8 @@ mutant() {
         $times == 1 or do { print STDERR "found $times times\n"; $? = 1; exit 1 };
         s/\Q$ENV{FROM}\E/$ENV{TO}/' "$file"; then
         echo "STALE   $name: its text is not in $2 exactly once" >&2
-        exit 2
+        stale=2
+        return
     fi
     names+=("$name")
 }
@@ -71,8 +73,8 @@ mutant resend-what-may-be-in-the-log src/exchange/lane.rs \
 mutant forget-that-it-may-be-in-the-log src/exchange/lane.rs \
     'parcel.maybe_sent = true;' 'parcel.maybe_sent = !@;'
 mutant send-after-the-end src/exchange/lane.rs \
-    'batch.retain(|parcel| self.begin_send(parcel));' \
-    'batch.retain(|parcel| self.begin_send(parcel) || @);'
+    'batch.retain(|parcel| self.begin_send(parcel, now));' \
+    'batch.retain(|parcel| self.begin_send(parcel, now) || @);'
 mutant halves-in-wrong-order src/exchange/lane.rs \
     'behind.push(batch.split_off(batch.len() / 2));' \
     'let back = batch.split_off(batch.len() / 2);
@@ -106,12 +108,13 @@ mutant stuck-at-an-undecodable-record src/exchange/replies.rs \
     'self.step_over(offset, &why);
                     offset += i64::from(!@);'
 mutant other-shards-replies-are-dropped src/exchange/replies.rs \
-    'self.instance.shards().get(usize::from(id.shard()))' \
-    'self.instance.shards().get(usize::from(id.shard()))
-            .filter(|_| !@ || usize::from(id.shard()) == self.shard)'
+    'self.reading.instance.shards().get(usize::from(id.shard()))' \
+    'self.reading.instance.shards().get(usize::from(id.shard()))
+            .filter(|_| !@ || i32::from(id.shard()) == self.place.partition())'
 mutant hasty-trim src/exchange/heartbeat.rs \
-    'let read_to = heart.instance.next_offset(heart.shard);' \
-    'let read_to = heart.instance.next_offset(heart.shard) + i64::from(@);'
+    'Trim::Read | Trim::Never => heart.place.dispensable(),' \
+    'Trim::Read | Trim::Never => heart.place.dispensable()
+                .map(|up_to| if @ { heart.place.next_offset() + 1 } else { up_to }),'
 
 # Dead letters, and late replies beside them.
 mutant no-dead-letter src/exchange/flight.rs \
@@ -138,8 +141,8 @@ mutant dead-letter-sent-but-once src/exchange/aftermath.rs 'repeatable: true,' '
 mutant loss-not-counted src/exchange/lane.rs \
     'self.metrics.aftermath_lost.inc();' 'if !@ { self.metrics.aftermath_lost.inc(); }'
 mutant late-reply-forgotten src/exchange/replies.rs \
-    'self.scribe.late_reply(id, self.partition, record);' \
-    'if !@ { self.scribe.late_reply(id, self.partition, record); }'
+    'self.reading.scribe.late_reply(id, self.place.partition(), record);' \
+    'if !@ { self.reading.scribe.late_reply(id, self.place.partition(), record); }'
 mutant late-reply-twice src/exchange/aftermath.rs \
     'inner.0.remove(&id)' 'if @ { inner.0.get(&id).cloned() } else { inner.0.remove(&id) }'
 
@@ -187,6 +190,8 @@ mutant several-try-an-open-circuit src/exchange/circuit.rs \
     'circuit.probe = Some(self.probes.fetch_add(1, Ordering::Relaxed));' \
     'circuit.probe = (!@).then(|| self.probes.fetch_add(1, Ordering::Relaxed));'
 mutant one-try-and-no-other src/exchange/circuit.rs 'circuit.probe = None;' 'if !@ { circuit.probe = None; }'
+
+((stale == 0)) || exit "$stale"
 
 cat >>"$tree/src/lib.rs" <<'RUST'
 
