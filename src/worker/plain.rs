@@ -12,15 +12,19 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::backoff::Backoff;
+use crate::limits;
 use crate::message::{
     CONTENT_TYPE, GRPC_DEADLINE, GRPC_METHOD, LAST, PROTOBUF, SEQUENCE, WorkerStatus, reply_headers,
 };
 use crate::supervisor::{Supervisor, Task};
 use crate::terms::Compression;
 use crate::transport::{
-    Cluster, ClusterError, FetchError, HeaderName, PartitionReader, PartitionWriter, Received, Record,
+    Cluster, ClusterError, FetchError, HeaderName, PartitionReader, PartitionWriter, ProduceError, Received,
+    Record,
 };
 
+/// gRPC's code of what is too large.
+const RESOURCE_EXHAUSTED: u8 = 8;
 /// How long a fetch waits for a request.
 const FETCH_WAIT: Duration = Duration::from_millis(500);
 /// Attempts at writing a batch of replies.
@@ -151,35 +155,83 @@ impl PartitionWork {
             }
         }
         for (place, records) in replies {
-            self.send(place, &records).await;
+            for batch in batches(records) {
+                self.send(&place, &batch).await;
+            }
         }
     }
 
-    async fn send(&mut self, place: ReplyPlace, records: &[Record]) {
+    async fn send(&mut self, place: &ReplyPlace, records: &[Record]) {
+        match self.write(place, records).await {
+            Some(ProduceError::TooLarge) => {}
+            _ => return,
+        }
+        // The others are not to blame for one that is too large, and its caller hears of it.
+        for record in records {
+            let one = std::slice::from_ref(record);
+            if records.len() == 1 || matches!(self.write(place, one).await, Some(ProduceError::TooLarge)) {
+                self.write(place, &[too_large(record)]).await;
+            }
+        }
+    }
+
+    /// Until it is written, or a few times; what stood in the way at last.
+    async fn write(&mut self, place: &ReplyPlace, records: &[Record]) -> Option<ProduceError> {
         let mut backoff = Backoff::default();
+        let mut failed = None;
         for _ in 0..REPLY_ATTEMPTS_MAX {
-            let Err(error) = self.try_send(&place, records).await else { return };
-            tracing::warn!(topic = place.0, partition = place.1, error, "replies not written");
-            self.writers.remove(&place);
+            let Err(error) = self.try_write(place, records).await else { return None };
+            if matches!(error, ProduceError::TooLarge) {
+                return Some(error);
+            }
+            tracing::warn!(topic = place.0, partition = place.1, %error, "replies not written");
+            self.writers.remove(place);
+            failed = Some(error);
             backoff.pause().await;
         }
+        failed
     }
 
-    async fn try_send(&mut self, place: &ReplyPlace, records: &[Record]) -> Result<(), String> {
+    async fn try_write(&mut self, place: &ReplyPlace, records: &[Record]) -> Result<(), ProduceError> {
         if self.writers.len() > WRITERS_MAX {
             self.writers.clear();
         }
         if !self.writers.contains_key(place) {
-            let writer = self.cluster.writer(&place.0, place.1).await.map_err(|error| error.to_string())?;
+            let opened = self.cluster.writer(&place.0, place.1).await;
+            let writer = opened.map_err(|error| ProduceError::NotSent(error.to_string()))?;
             self.writers.insert(place.clone(), writer);
         }
         match self.writers.get_mut(place) {
-            Some(writer) => {
-                writer.produce(records, Compression::None).await.map(drop).map_err(|e| e.to_string())
-            }
+            Some(writer) => writer.produce(records, Compression::None).await.map(drop),
             None => Ok(()),
         }
     }
+}
+
+/// So many records together as a broker takes by default.
+fn batches(records: Vec<Record>) -> Vec<Vec<Record>> {
+    let (mut batches, mut bytes) = (vec![Vec::new()], 0);
+    for record in records {
+        let size = record.size();
+        if bytes + size > limits::BATCH_BYTES_MAX && bytes > 0 {
+            batches.push(Vec::new());
+            bytes = 0;
+        }
+        bytes += size;
+        if let Some(batch) = batches.last_mut() {
+            batch.push(record);
+        }
+    }
+    batches
+}
+
+/// What the caller gets in place of a reply that the broker does not take.
+fn too_large(reply: &Record) -> Record {
+    let message = "the reply is larger than the broker takes".to_owned();
+    let status = WorkerStatus { code: RESOURCE_EXHAUSTED, message, details: Bytes::new() };
+    let mut headers = reply.headers.clone();
+    headers.extend(reply_headers(&status));
+    Record { key: reply.key.clone(), value: Some(Bytes::new()), headers }
 }
 
 /// One of the replies to a request, and the headers that it has besides.

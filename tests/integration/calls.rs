@@ -64,3 +64,29 @@ async fn many_calls_at_once_get_their_own_replies() {
     }
     gateway.stop().await;
 }
+
+/// Together they are more than a broker takes in one batch.
+#[tokio::test]
+async fn large_replies_that_come_together_all_arrive() {
+    let gateway = TestGateway::build().worker(|_, message| async move { Some(Ok(message)) }).start().await;
+    let payload = Bytes::from(vec![7; 400 * 1024]);
+    let calls = (0..8).map(|_| {
+        let request = echo::EchoRequest { payload: payload.clone() };
+        gateway.call::<_, echo::EchoReply>(ECHO, request)
+    });
+    for answered in futures_util::future::join_all(calls).await {
+        assert_eq!(answered.unwrap().get_ref().payload.len(), payload.len());
+    }
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_reply_that_the_broker_does_not_take_is_told() {
+    let gateway = TestGateway::build()
+        .worker(|_, _| async move { Some(Ok(Bytes::from(vec![0x0a; 2 << 20]))) })
+        .start()
+        .await;
+    let status = gateway.raw(ECHO, Bytes::new()).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+    gateway.stop().await;
+}
