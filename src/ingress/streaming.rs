@@ -15,7 +15,7 @@ use super::message::{RequestBody, stream_body};
 use super::metadata::Allowed;
 use super::status;
 use super::unary::{
-    GRPC, GRPC_ENCODING, Unary, code_name, deadline, encoding_name, is_grpc, not_grpc, refusal,
+    GRPC, GRPC_ENCODING, Unary, code_name, deadline, encoding_name, ended_with, is_grpc, not_grpc, refusal,
     wanted_compression,
 };
 use crate::deadline::Deadline;
@@ -147,11 +147,7 @@ struct CountOnDrop {
 
 impl Drop for CountOnDrop {
     fn drop(&mut self) {
-        let code = match (self.code, self.deadline) {
-            (Some(code), _) => code,
-            (None, Some(deadline)) if deadline.is_about_to_pass() => Code::DeadlineExceeded,
-            (None, _) => Code::Cancelled,
-        };
+        let code = ended_with(self.code, self.deadline);
         let labels = CallLabels { method: Arc::clone(&self.route.path), code: code_name(code) };
         let took = self.deadline.map_or(0, |deadline| micros(deadline.began().elapsed()));
         self.exchange.metrics().calls.observe(&labels, took);

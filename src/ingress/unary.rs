@@ -18,6 +18,7 @@ use crate::deadline::{Deadline, parse_grpc_timeout};
 use crate::exchange::{Admission, Answer, Exchange, Failure, Outcome, Request as Call, Trace, Why};
 use crate::metrics::{CallLabels, Histogram, Metrics, micros};
 use crate::route::{Route, RouteTable};
+use crate::terms::STATUS_NAMES;
 
 static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 pub(super) static GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
@@ -269,11 +270,7 @@ struct CountOnDrop<'a> {
 
 impl CountOnDrop<'_> {
     fn labels(&self) -> CallLabels {
-        let code = match (self.code, self.deadline) {
-            (Some(code), _) => code,
-            (None, Some(deadline)) if deadline.is_about_to_pass() => Code::DeadlineExceeded,
-            (None, _) => Code::Cancelled,
-        };
+        let code = ended_with(self.code, self.deadline);
         CallLabels { method: Arc::clone(&self.route.path), code: code_name(code) }
     }
 }
@@ -292,24 +289,16 @@ impl Drop for CountOnDrop<'_> {
 }
 
 pub(super) fn code_name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
+    STATUS_NAMES[code as usize]
+}
+
+/// How a call has ended; one without a code was dropped, by its caller or at
+/// its deadline.
+pub(super) fn ended_with(code: Option<Code>, deadline: Option<Deadline>) -> Code {
+    match (code, deadline) {
+        (Some(code), _) => code,
+        (None, Some(deadline)) if deadline.is_about_to_pass() => Code::DeadlineExceeded,
+        (None, _) => Code::Cancelled,
     }
 }
 
@@ -319,6 +308,14 @@ mod tests {
 
     fn with(name: &'static str, value: &'static str) -> HeaderMap {
         HeaderMap::from_iter([(HeaderName::from_static(name), HeaderValue::from_static(value))])
+    }
+
+    #[test]
+    fn every_code_has_its_name() {
+        for (number, name) in STATUS_NAMES.iter().enumerate() {
+            assert_eq!(code_name(Code::from(number as i32)), *name);
+        }
+        assert_eq!(code_name(Code::Unauthenticated), "UNAUTHENTICATED");
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use antiphon::terms::STATUS_NAMES;
+
 use super::hpack::Fields;
 
 /// The first stream of a client, and the distance to the next.
@@ -50,27 +52,8 @@ impl Outcome {
 
 impl std::fmt::Display for Outcome {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        const NAMES: [&str; 17] = [
-            "OK",
-            "CANCELLED",
-            "UNKNOWN",
-            "INVALID_ARGUMENT",
-            "DEADLINE_EXCEEDED",
-            "NOT_FOUND",
-            "ALREADY_EXISTS",
-            "PERMISSION_DENIED",
-            "RESOURCE_EXHAUSTED",
-            "FAILED_PRECONDITION",
-            "ABORTED",
-            "OUT_OF_RANGE",
-            "UNIMPLEMENTED",
-            "INTERNAL",
-            "UNAVAILABLE",
-            "DATA_LOSS",
-            "UNAUTHENTICATED",
-        ];
         match self {
-            Self::Status(status) => match NAMES.get(usize::from(*status)) {
+            Self::Status(status) => match STATUS_NAMES.get(usize::from(*status)) {
                 Some(name) => f.write_str(name),
                 None => write!(f, "status {status}"),
             },
