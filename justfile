@@ -90,6 +90,11 @@ metrics *ARGS:
     cargo build --release --locked --bin antiphon --example dev_broker
     python3 tests/metrics/run.py {{ARGS}}
 
+# Traces, access log and log level against a real OpenTelemetry Collector, built with Go.
+traces *ARGS:
+    cargo build --release --locked --bin antiphon --example dev_broker
+    python3 tests/traces/run.py {{ARGS}}
+
 # Each fuzz target for so many seconds.
 fuzz SECONDS="60" *TARGETS:
     scripts/fuzz {{SECONDS}} {{TARGETS}}

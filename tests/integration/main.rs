@@ -28,5 +28,6 @@ mod routing;
 mod security;
 mod several;
 mod streams;
+mod traces;
 mod web;
 mod why;
