@@ -256,7 +256,7 @@ def check_toml(block, scratch):
         protos = {"shop.v1": FIXTURES / "shop.proto"}
         protos |= {"payments.v1": ROOT / "proto/payments/v1/payments.proto", "echo.v1": ROOT / "proto/echo/v1/echo.proto"}
         wanted = [str(file) for package, file in protos.items() if f"{package}." in text] or [str(protos["shop.v1"])]
-        text += f"\n[proto]\nfiles = {json.dumps(wanted)}\ninclude = {json.dumps([str(FIXTURES), str(ROOT / 'proto')])}\n"
+        text += f"\n[proto]\nfiles = {json.dumps(wanted)}\ninclude_paths = {json.dumps([str(FIXTURES), str(ROOT / 'proto')])}\n"
     else:
         text = text.replace('"proto/shop/v1/shop.proto"', json.dumps(str(scratch.root / "proto/shop/v1/shop.proto")))
     text = text.replace("/run/", f"{secrets(scratch)}/")

@@ -35,6 +35,14 @@ WITH_A_GATEWAY = {"README.md"}
 # How many blocks of a page are not run, each with its reason in its first line.
 NOT_RUN = {
     "README.md": 3,
+    "CONTRIBUTING.md": 5,
+    "docs/failures.md": 2,
+    "docs/frameworks.md": 1,
+    "docs/migrating.md": 1,
+    "docs/performance.md": 1,
+    "docs/quickstart.md": 2,
+    "docs/why.md": 2,
+    "docs/workers.md": 2,
 }
 # Pages that are written elsewhere and whose blocks have no words yet: failures on
 # them are printed and do not count. To be emptied.

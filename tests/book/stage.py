@@ -20,6 +20,8 @@ BUILT = ROOT / "target" / "book"
 # Take out each one that has come.
 MAY_BE_MISSING = {"docs/runbook.md", "docs/tracing.md", "docs/console.md", "docs/kubernetes.md", "docs/mesh.md", "docs/shipping.md"}
 
+INDEX = '<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0; url=FIRST"><a href="FIRST">Antiphon</a>\n'
+
 LINK = re.compile(r"(?<!\\)\]\(<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\)|(?:href|src)=\"([^\"]+)\"")
 FENCE = re.compile(r"^(\s*)(`{3,})(.*)$")
 INCLUDE = re.compile(r"\{\{#include ([^}\s]+)\}\}")
@@ -139,4 +141,6 @@ def build(mdbook):
     ran = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
     if ran.returncode != 0 or re.search(r"\b(WARN|ERROR)\b", ran.stdout):
         raise Wrong(f"mdbook build ended with {ran.returncode}:\n{ran.stdout}")
+    # mdBook makes it of the first page, whose links are those of its folder.
+    (BUILT / "index.html").write_text(INDEX.replace("FIRST", listed[0].removesuffix(".md") + ".html"))
     return listed, missing
