@@ -95,6 +95,16 @@ metrics *ARGS:
     cargo build --release --locked --bin antiphon --example dev_broker
     python3 tests/metrics/run.py {{ARGS}}
 
+# The documentation as a book, into target/book; its links, and its code, which is run.
+book *ARGS:
+    cargo build --release --locked
+    python3 tests/book/run.py --antiphon target/release/antiphon {{ARGS}}
+
+# A gateway on ReplyingKafkaTemplate and Antiphon side by side: what docs/migrating.md promises.
+migration *ARGS:
+    cargo build --release --locked
+    python3 tests/book/migration.py --antiphon target/release/antiphon {{ARGS}}
+
 # Each fuzz target for so many seconds.
 fuzz SECONDS="60" *TARGETS:
     scripts/fuzz {{SECONDS}} {{TARGETS}}
