@@ -33,7 +33,7 @@ pub(crate) fn run(flags: &Flags) -> ExitCode {
 async fn ask(address: SocketAddr) -> ExitCode {
     let url = format!("http://{address}");
     let answer = match WebClient::new(&url, None, ANSWER_WITHIN) {
-        Ok(client) => client.ask(Request::get(""), "/ready", Bytes::new()).await,
+        Ok(client) => client.ask(Request::builder(), "/ready", Bytes::new()).await,
         Err(error) => Err(error.to_string()),
     };
     match answer {
@@ -61,7 +61,34 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
     use super::*;
+
+    /// What `health` makes of an answer.
+    async fn answered(answer: &'static str) -> ExitCode {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let answers = async {
+            let (mut caller, _) = listener.accept().await.unwrap();
+            let mut request = [0; 512];
+            let read = caller.read(&mut request).await.unwrap();
+            assert!(request[..read].starts_with(b"GET /ready HTTP/1.1"));
+            caller.write_all(answer.as_bytes()).await.unwrap();
+        };
+        tokio::join!(ask(address), answers).0
+    }
+
+    #[tokio::test]
+    async fn the_exit_code_says_whether_it_is_ready() {
+        let ready = answered("HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nready\n").await;
+        assert_eq!(ready, ExitCode::SUCCESS);
+        let draining = answered("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n").await;
+        assert_eq!(draining, ExitCode::from(exit::NOT_FOUND));
+        let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        assert_eq!(ask(nobody).await, ExitCode::from(exit::UNAVAILABLE));
+    }
 
     #[test]
     fn all_interfaces_are_asked_on_loopback() {
