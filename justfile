@@ -65,6 +65,11 @@ memory *ARGS:
     cargo build --release --locked
     python3 tests/faults/run.py memory --antiphon target/release/antiphon {{ARGS}}
 
+# 100,000 mixed calls: do metrics, access log and dead letters say exactly what they were?
+ground-truth *ARGS:
+    cargo build --release --locked
+    python3 tests/faults/run.py truth --antiphon target/release/antiphon {{ARGS}}
+
 # 300,000 shops, three triggers at once, one order for each shop; `--quick` for 9,000.
 delivery-radius *ARGS:
     cargo build --release --locked

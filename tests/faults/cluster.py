@@ -128,19 +128,22 @@ def settle(futures, *accepted):
 
 class Gateway(Process):
     """`antiphon serve` whose deadlines are its own: every call ends after
-    `deadline`, however patient the caller is."""
+    `deadline`, however patient the caller is. `limits` are more sections,
+    `services` more settings of a service, `grpc` more lines of [grpc]."""
 
-    def __init__(self, folder, binary, bootstrap, deadline, name="gateway", port=0, limits=""):
+    def __init__(self, folder, binary, bootstrap, deadline, name="gateway", port=0, limits="", services=None, grpc=""):
         config = folder / f"{name}.toml"
-        services = ["payments.v1.PaymentService", "delivery.v1.DeliveryRadiusService", "echo.v1.EchoService"]
+        settings = {"payments.v1.PaymentService": "", "delivery.v1.DeliveryRadiusService": "", "echo.v1.EchoService": ""}
+        settings |= services or {}
         duration = f"{round(deadline * 1000)}ms"
         timeouts = "\n".join(
-            f'[service."{service}"]\ntimeout = "{duration}"\ntimeout_max = "{duration}"\n' for service in services
+            f'[service."{service}"]\ntimeout = "{duration}"\ntimeout_max = "{duration}"\n{more}'
+            for service, more in settings.items()
         )
         servers = ", ".join(f'"{server}"' for server in bootstrap.split(","))
         config.write_text(
             f"[kafka]\nbootstrap_servers = [{servers}]\n\n"
-            f'[grpc]\nlisten = "127.0.0.1:{port}"\n\n[admin]\nlisten = "127.0.0.1:0"\n\n{limits}{timeouts}'
+            f'[grpc]\nlisten = "127.0.0.1:{port}"\n{grpc}\n[admin]\nlisten = "127.0.0.1:0"\n\n{limits}{timeouts}'
         )
         command = [str(binary), "serve", "--config", str(config), "--proto-path", str(PROTO_DIR)]
         for proto in PROTOS:
@@ -161,10 +164,12 @@ class Gateway(Process):
 
     def metric(self, name, labels=""):
         """The sum of a metric's samples that have these labels."""
-        with urllib.request.urlopen(f"http://{self.admin}/metrics", timeout=5) as answer:
-            text = answer.read().decode()
-        values = re.findall(rf"^{name}(?:\{{.*{labels}.*\}})? (\S+)", text, re.MULTILINE)
+        values = re.findall(rf"^{name}(?:\{{.*{labels}.*\}})? (\S+)", self.scrape(), re.MULTILINE)
         return sum(float(value) for value in values)
+
+    def scrape(self):
+        with urllib.request.urlopen(f"http://{self.admin}/metrics", timeout=5) as answer:
+            return answer.read().decode()
 
     def end(self):
         if self.readiness is not None:
