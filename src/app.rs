@@ -6,6 +6,7 @@
 //!                 pending calls, Kafka clients, lanes and reply partition
 //! ```
 
+mod console;
 mod keys;
 mod reply_path;
 
@@ -293,9 +294,11 @@ impl Gateway {
             lifecycle: lifecycle.subscribe(),
             _alive: alive,
         };
-        let shards = start_shards(plan, seats, &supervisor)?;
-
         let page = Admin::new(&config.admin, Arc::clone(&instance), Arc::clone(&acceptor));
+        let console = console::open(&plan, &page, admin_address)?;
+        let mut shards = start_shards(plan, seats, &supervisor)?;
+        shards.extend(console.thread);
+
         let control = Control {
             config: &config,
             routes: &routes,
@@ -303,7 +306,8 @@ impl Gateway {
             cluster: &cluster,
             supervisor: &supervisor,
         };
-        let tasks = control.spawn(door, &health, page, admin);
+        let mut tasks = control.spawn(door, &health, page.serve(admin, console.pages));
+        tasks.extend(console.task);
         let mut gateway = Self {
             grpc: grpc_address,
             admin: admin_address,
@@ -472,12 +476,17 @@ struct Control<'a> {
 }
 
 impl Control<'_> {
-    fn spawn(&self, door: Door, health: &Health, page: Admin, listener: TcpListener) -> Vec<Task> {
+    fn spawn(
+        &self,
+        door: Door,
+        health: &Health,
+        pages: impl Future<Output = ()> + Send + 'static,
+    ) -> Vec<Task> {
         let Self { config, supervisor, .. } = *self;
         let mut tasks = door.keep_fresh(supervisor);
         let follow = health.clone().follow(Arc::clone(self.routes), Arc::clone(self.instance));
         tasks.extend([
-            supervisor.spawn("admin", page.serve(listener)),
+            supervisor.spawn("admin", pages),
             supervisor.spawn("health", follow),
             supervisor.spawn("readiness", review(Arc::clone(self.instance))),
         ]);

@@ -32,6 +32,7 @@ pub mod worker;
 
 // Edges.
 pub mod admin;
+pub mod console;
 #[cfg(feature = "dev-broker")]
 pub mod dev_broker;
 pub mod ingress;

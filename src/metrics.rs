@@ -417,7 +417,8 @@ mod tests {
         let partition = ReplyPartition { messaging_destination_partition_id: 0 };
         metrics.heartbeat_age.get_or_create(&partition).set(0.5);
         metrics.reply_lag.get_or_create(&partition).set(0);
-        let load = LaneLoad { topic: Arc::clone(&topic), partition: 1, records: 2, calls: 3, last_error: None };
+        let load =
+            LaneLoad { topic: Arc::clone(&topic), partition: 1, records: 2, calls: 3, last_error: None };
         metrics.show_lanes(vec![load.clone(), load]);
         metrics.count_reply("late");
         metrics.produce_errors.get_or_create(&ProduceErrorLabels { kind: "unknown" }).inc();

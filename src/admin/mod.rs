@@ -6,6 +6,8 @@
 //! | `/ready` | 200 when calls are accepted, else 503 and the reason |
 //! | `/metrics` | OpenMetrics text |
 //!
+//! `console` puts its pages beside these, and guards them itself.
+//!
 //! With `admin.token_file` requests must carry its token. Probes have none: for
 //! them `/live` and `/ready` are answered without, and `/ready` keeps its reason
 //! to itself.
@@ -27,7 +29,7 @@ use tokio::net::TcpListener;
 use crate::exchange::{Instance, Phase};
 use crate::ingress::Acceptor;
 
-use token::Token;
+pub use token::Token;
 
 /// What the admin listener shows.
 #[derive(Debug, Clone)]
@@ -36,7 +38,8 @@ pub struct Admin {
     pub instance: Arc<Instance>,
     /// Its connections.
     pub acceptor: Arc<Acceptor>,
-    token: Token,
+    /// What requests must carry.
+    pub token: Token,
 }
 
 impl Admin {
@@ -45,14 +48,15 @@ impl Admin {
         Self { instance, acceptor, token: Token::new(config.token_file.clone()) }
     }
 
-    /// Serves until dropped.
-    pub async fn serve(self, listener: TcpListener) {
+    /// Serves these pages, and others beside them, until dropped.
+    pub async fn serve(self, listener: TcpListener, beside: Router) {
         let router = Router::new()
             .route("/live", get(async || "live\n"))
             .route("/ready", get(ready))
             .route("/metrics", get(metrics))
             .layer(from_fn_with_state(self.token.clone(), token::ask))
-            .with_state(self);
+            .with_state(self)
+            .merge(beside);
         if let Err(error) = axum::serve(listener, router).await {
             tracing::error!(%error, "admin listener ended");
         }

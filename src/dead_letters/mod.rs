@@ -23,7 +23,7 @@ use std::collections::HashMap;
 use crate::transport::{Cluster, ClusterError, FetchError};
 
 pub use filter::{Filter, WhenError, parse_when};
-pub use letter::{Beside, LateReply, Letter, Original, Place, PlaceError};
+pub use letter::{Beside, LateReply, Letter, Original, Place, PlaceError, Replayed};
 pub use purge::{Before, Purge, plan_purge, purge};
 pub use read::{Begin, Collected, Entry, Keep, Scan, collect, collect_from, fetch_one};
 pub use replay::{OperatorError, Prepared, Refusal, ReplayOptions, Replayer, Sent, operator};

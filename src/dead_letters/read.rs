@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use super::filter::Filter;
-use super::letter::{Beside, LateReply, Letter, Place};
+use super::letter::{Beside, LateReply, Letter, Place, Replayed};
 use super::{DeadLetterTopic, Error};
 use crate::terms::DeadLetterClass;
 use crate::transport::{Cluster, FetchError, PartitionReader};
@@ -166,7 +166,10 @@ impl Shelf<'_> {
         if let Some(beside) = id.as_ref().and_then(|id| self.beside.get_mut(id)) {
             match letter.class() {
                 Some(DeadLetterClass::LateReply) => beside.late_reply = Some(LateReply::of(&letter)),
-                Some(DeadLetterClass::Replayed) => beside.replays += 1,
+                Some(DeadLetterClass::Replayed) => {
+                    beside.replays += 1;
+                    beside.last_replay = Some(Replayed::of(&letter));
+                }
                 _ => {}
             }
         }

@@ -15,7 +15,9 @@ use tokio::time::Instant;
 use super::DeadLetterTopic;
 use super::letter::{Beside, Letter};
 use crate::backoff::Backoff;
-use crate::message::{CORRELATION_ID, GRPC_DEADLINE, OUTCOME, REPLAY, REPLAYED_BY, VALUE_LEFT_OUT, partition_of_key};
+use crate::message::{
+    CORRELATION_ID, GRPC_DEADLINE, OUTCOME, REPLAY, REPLAYED_BY, VALUE_LEFT_OUT, partition_of_key,
+};
 use crate::terms::{Compression, DeadLetterClass};
 use crate::transport::{Cluster, ClusterError, HeaderName, PartitionWriter, ProduceError, Record};
 

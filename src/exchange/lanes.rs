@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
-use super::lane::{LastError, Lane, Measures, Parcel};
+use super::lane::{Lane, LastError, Measures, Parcel};
 use super::load::{self, Load, Waiting};
 use super::topics::TopicDirectory;
 use crate::metrics::{LaneLoad, Metrics};

@@ -300,12 +300,7 @@ impl Exchange {
         }
     }
 
-    fn register(
-        &self,
-        route: &Route,
-        about: About,
-        collecting: Option<&Collecting>,
-    ) -> Result<Ticket, Why> {
+    fn register(&self, route: &Route, about: About, collecting: Option<&Collecting>) -> Result<Ticket, Why> {
         // The shard's lease may have been lost since the call was let in.
         if !self.instance.shards()[self.shard].is_seated() {
             return Err(Why::NotReady);

@@ -138,7 +138,10 @@ mod tests {
         assert_eq!(found.total, calls - 1);
         let routes: Vec<u32> = found.calls.iter().map(|call| call.about.route).collect();
         assert_eq!(routes, [calls as u32 - 2, calls as u32 - 3, calls as u32 - 4]);
-        assert_eq!((&found.calls[0].progress, &found.calls[1].progress), (&Progress::Sending, &Progress::Queued));
+        assert_eq!(
+            (&found.calls[0].progress, &found.calls[1].progress),
+            (&Progress::Sending, &Progress::Queued)
+        );
         assert_eq!(found.calls[0].wait_for, Some(WaitFor::Reply));
         assert_eq!((pending.oldest(0).calls.len(), pending.oldest(0).total), (0, calls - 1));
         assert_eq!(pending.oldest(usize::from(u16::MAX)).calls.len(), calls - 1);

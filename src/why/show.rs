@@ -46,7 +46,12 @@ pub fn events(story: &Story) -> Vec<Event<'_>> {
     });
     let mut events: Vec<Event<'_>> = seen.collect();
     let deadline = story.deadline_ms();
-    events.extend(deadline.map(|at_ms| Event { at_ms, what: "deadline of the caller", seen: None, began_ms }));
+    events.extend(deadline.map(|at_ms| Event {
+        at_ms,
+        what: "deadline of the caller",
+        seen: None,
+        began_ms,
+    }));
     events.sort_by_key(|event| event.at_ms);
     events
 }
