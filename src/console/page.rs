@@ -146,8 +146,8 @@ fn head(title: &str) -> Markup {
 fn mark() -> Markup {
     html! {
         svg.mark viewBox="0 0 24 24" width="22" height="22" aria-hidden="true" {
-            path d="M4 15a8 8 0 0 1 16 0" fill="none" stroke="currentColor" stroke-width="2.4" stroke-linecap="round";
-            path d="M8 16.5a4 4 0 0 0 8 0" fill="none" stroke="currentColor" stroke-width="2.4" stroke-linecap="round";
+            path d="M4 15a8 8 0 0 1 16 0" fill="none" stroke="currentColor" stroke-width="2.4" stroke-linecap="round" {}
+            path d="M8 16.5a4 4 0 0 0 8 0" fill="none" stroke="currentColor" stroke-width="2.4" stroke-linecap="round" {}
         }
     }
 }
