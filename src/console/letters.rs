@@ -176,8 +176,8 @@ fn form(asked: &Asked, topics: &[(String, i32, Option<u64>)]) -> Markup {
             }
             (field("method", "Method", &asked.method, "pkg.Service/Method"))
             (field("key", "Key", &asked.key, ""))
-            (field("since", "Since", &asked.since, "10m, or 2026-01-31T09:30:00Z"))
-            (field("until", "Until", &asked.until, ""))
+            (field("since", "Since", &asked.since, "such as 10m, 2h"))
+            (field("until", "Until", &asked.until, "a time in RFC 3339"))
             (field("partition", "Partition", &asked.partition, "any"))
             div.buttons {
                 button.primary type="submit" { "Search" }

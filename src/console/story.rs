@@ -86,7 +86,7 @@ fn form(asked: &Asked) -> Markup {
                 "Correlation id, idempotency key or trace id"
                 input name="name" value=(asked.name) autocomplete="off" spellcheck="false";
             }
-            label { "Made since" input name="since" value=(since) placeholder="10m, or 2026-01-31T09:30:00Z" autocomplete="off"; }
+            label { "Made since" input name="since" value=(since) placeholder="such as 10m, 2h" autocomplete="off"; }
             label {
                 "Or its record"
                 input name="record" value=(asked.record) placeholder="topic/partition/offset" autocomplete="off" spellcheck="false";
