@@ -131,6 +131,7 @@ fn tiles(console: &Console, all: &Traffic) -> Markup {
             div class={ "tile " (class) } { dt { (name) } dd { (value) @if !unit.is_empty() { " " small { (unit) } } } }
         }
     };
+    let queued: usize = instance.lanes().iter().map(|lane| lane.records).sum();
     let failing = if all.errors > 0.0 { "bad" } else { "" };
     html! {
         dl.tiles aria-label="Now" {
@@ -140,6 +141,7 @@ fn tiles(console: &Console, all: &Traffic) -> Markup {
                 dd.picture { (picture(&console.rates.picture())) }
             }
             (tile("In flight", number(instance.pending_calls() as u64), "", ""))
+            (tile("Queued", number(queued as u64), "", ""))
             (tile("Errors", per_second(all.errors), "/s", failing))
             (tile("p50", latency(all.p50), "", ""))
             (tile("p99", latency(all.p99), "", ""))

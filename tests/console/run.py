@@ -172,8 +172,6 @@ def a_dead_letter_is_found_and_replayed(browser, stage):
     browser.leaving(lambda: browser.click("tbody th a"))
     stage.letter = browser.js("location.pathname")
     assert lost in browser.text()
-    if stage.options.screenshots:
-        browser.screenshot(stage.shot("console-dead-letter"))
     browser.leaving(lambda: browser.click(".actions .primary"))
     assert "payment_request/" in browser.text()
     # Without a name and a tick the browser itself refuses.
@@ -306,8 +304,6 @@ def light_and_dark_can_be_read(browser, stage):
 def the_token_is_asked_for_and_kept_from_scripts(browser, stage):
     browser.go(f"http://{stage.guarded}/console/routes")
     assert browser.js("location.pathname") == "/console/login"
-    if stage.options.screenshots:
-        browser.screenshot(stage.shot("console-sign-in"), 620)
     browser.click("input[name=operator]")
     browser.type("Ana")
     browser.click("input[name=token]")
@@ -398,7 +394,7 @@ def more_screenshots(browser, stage):
         ("console-overview", "", "light"),
         ("console-overview-dark", "", "dark"),
         ("console-routes", "/routes", "light"),
-        ("console-instances", "/instances", "dark"),
+        ("console-instances", "/instances", "light"),
         ("console-dead-letters", "/letters", "light"),
     ]:
         browser.scheme(scheme)
