@@ -10,11 +10,11 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections import Counter, deque
 from pathlib import Path
 
 import grpc
-import runbook
 from common import PAY, Gateway, write
 from harness import PROTO_DIR, ROOT, Process, check, tail, wait_until
 from run import load
@@ -131,6 +131,14 @@ class Site:
         self.server.server_close()
 
 
+def answers(url):
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
 class Stage:
     """One incident's own gateway, workers, callers and Prometheus."""
 
@@ -179,17 +187,16 @@ class Stage:
     def start(self, workers=3, routes="", fault="", work_ms=0, dead_letters=True, limits=""):
         for number in range(workers):
             self.worker(f"worker-{number}", fault, work_ms)
+        milliseconds = round(self.timeout * 1000)
         letters = 'dead_letter_on = ["timeout", "undecodable-reply", "rejected"]' if dead_letters else ""
         config = (
-            f'shards = 1\n\n{self.kafka}\n\n[grpc]\nlisten = "127.0.0.1:0"\n\n{limits}\n'
+            f'{self.kafka}\n\n[grpc]\nlisten = "127.0.0.1:0"\n\n{limits}\n'
             f'[proto]\nfiles = ["{PROTO_DIR}/payments/v1/payments.proto"]\ninclude_paths = ["{PROTO_DIR}"]\n\n'
             f'[service."payments.v1.PaymentService"]\nrequest_topic = "{self.topic}"\n'
-            f'timeout = "{self.timeout}s"\ntimeout_max = "{self.timeout}s"\n{letters}\n\n{routes}\n'
+            f'timeout = "{milliseconds}ms"\ntimeout_max = "{milliseconds}ms"\n{letters}\n\n{routes}\n'
         )
-        # `shards` stands before all sections, and Gateway writes sections first.
-        environment_free = config.replace("shards = 1\n\n", "", 1)
         os.environ["ANTIPHON_SHARDS"] = "1"
-        self.gateway = Gateway(self.folder, self.options.antiphon, "gateway", environment_free, "40s", protos=[])
+        self.gateway = Gateway(self.folder, self.options.antiphon, "gateway", config, "40s", protos=[])
         self.children.append(self.gateway)
         self.gateway.wait_ready()
         self._start_prometheus()
@@ -213,6 +220,8 @@ class Stage:
             return re.search(r"Listening on.*address=(127\.0\.0\.1:\d+)", process.stderr.read_text())
 
         self.prometheus = metrics.Prometheus(wait_until(address, 40, "prometheus listens")[1])
+        ready = self.prometheus.base.replace("/api/v1/", "/-/ready")
+        wait_until(lambda: answers(ready), 40, "prometheus is ready")
         wait_until(lambda: self.prometheus.query('up{job="antiphon"} == 1'), 30, "the gateway is scraped")
 
     def end(self):
@@ -286,14 +295,7 @@ class Stage:
                    "--since", "10m", "--timeout", "20s", "--json"]  # fmt: skip
         ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         lines = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("{")]
-        verdict = lines[0].get("verdict") if lines else None
-        if isinstance(verdict, dict):
-            verdict = verdict.get("text") or json.dumps(verdict)
-        said = verdict or (ran.stderr.strip().splitlines() or ["nothing"])[-1]
+        said = (lines[0]["sentence"] if lines else "") or (ran.stderr.strip().splitlines() or ["nothing"])[-1]
         with (self.folder / "operator.log").open("a") as log:
             log.write(f"$ why {call}\n{ran.stdout}{ran.stderr}\n")
         return said
-
-
-def see_and_do(alert):
-    return runbook.commands(alert, "See"), runbook.commands(alert, "Do")

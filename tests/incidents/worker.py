@@ -1,7 +1,7 @@
 """The sample Python worker, gone wrong on demand.
 
-The variable FAULT is `garbage`, and every answer is an error page instead of a
-message; or `hang=FILE`, and the first record after that file appears is never
+The variable FAULT is `garbage=FILE`, and while that file is there every answer is
+an error page instead of a message; or `hang=FILE`, and the first record after that file appears is never
 done: the process that meets it takes the file away and sleeps for good, while
 Kafka's client goes on telling the group that all is well.
 """
@@ -34,7 +34,9 @@ class Handler(worker.Handler):
         super().handle(record)
 
     def _reply(self, record, headers, value, errors):
-        super()._reply(record, headers, PAGE if FAULT == "garbage" else value, errors)
+        kind, _, file = FAULT.partition("=")
+        is_garbage = kind == "garbage" and os.path.exists(file)
+        super()._reply(record, headers, PAGE if is_garbage else value, errors)
 
 
 def consumer(settings):
