@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, StatusCode, header};
+use http::{Method, Request, StatusCode, header};
 use prost::Message as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout_at};
@@ -104,7 +104,8 @@ impl Exporter {
     }
 
     async fn post(&self, body: Bytes) -> Result<u64, Refusal> {
-        let mut request = Request::post("").header(header::CONTENT_TYPE, "application/x-protobuf");
+        let mut request =
+            Request::builder().method(Method::POST).header(header::CONTENT_TYPE, "application/x-protobuf");
         for (name, value) in &self.headers {
             request = request.header(name, value);
         }

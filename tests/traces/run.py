@@ -60,7 +60,7 @@ metadata_forward = ["x-tenant"]
 listen = "127.0.0.1:0"
 
 [reply]
-heartbeat_interval = "30s"
+heartbeat_interval = "5s"
 
 [access_log]
 file = "{folder}/access.log"
@@ -128,8 +128,16 @@ class Crew:
         return process
 
     def said(self, name, pattern):
-        text = lambda: (self.folder / f"{name}.log").read_text(errors="replace")
-        return await_(lambda: f"{name} says {pattern!r}: {text()}", lambda: re.search(pattern, text()))
+        def text():
+            return (self.folder / f"{name}.log").read_text(errors="replace")
+
+        def look():
+            found = re.search(pattern, text())
+            ended = [process.args[0] for process in self.processes if process.poll() not in (None, 0, -15)]
+            check(found or not ended, f"{ended} have ended: {text()}")
+            return found
+
+        return await_(lambda: f"{name} says {pattern!r}: {text()}", look)
 
     def end(self):
         for process in reversed(self.processes):
