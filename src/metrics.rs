@@ -54,6 +54,8 @@ pub struct Metrics {
     pub ready: Gauge,
     /// `antiphon_connections`.
     pub connections: Gauge,
+    /// `antiphon_reply_path_trouble`.
+    reply_path_trouble: Family<TroubleLabels, Gauge>,
     /// `antiphon_heartbeat_age_seconds`.
     pub heartbeat_age: Family<ReplyPartition, AnyGauge<f64, std::sync::atomic::AtomicU64>>,
     /// `antiphon_lane_records`.
@@ -94,6 +96,13 @@ pub struct Metrics {
     pub access_log_dropped: Counter,
     /// `antiphon_leases_total{kind}`: what became of leases of reply partitions.
     pub leases: Family<LeaseLabels, Counter>,
+}
+
+/// Labels of `antiphon_reply_path_trouble`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TroubleLabels {
+    /// What it is: credentials, denied, reply-topic-gone or unreachable.
+    pub reason: &'static str,
 }
 
 /// Labels of `antiphon_leases_total`.
@@ -216,6 +225,7 @@ impl Metrics {
             bytes_held: Gauge::default(),
             ready: Gauge::default(),
             connections: Gauge::default(),
+            reply_path_trouble: Family::default(),
             heartbeat_age: Family::default(),
             lane_records: Family::default(),
             lane_calls_waiting: Family::default(),
@@ -246,6 +256,9 @@ impl Metrics {
     fn begin_at_zero(&self) {
         for kind in reference::REPLY_KINDS {
             drop(self.replies.get_or_create(&ReplyLabels { kind }));
+        }
+        for reason in reference::TROUBLE_REASONS {
+            self.show_trouble(reason, false);
         }
         for kind in reference::PRODUCE_ERROR_KINDS {
             drop(self.produce_errors.get_or_create(&ProduceErrorLabels { kind }));
@@ -325,6 +338,7 @@ impl Metrics {
         put(registry, "antiphon_ready", self.ready.clone());
         put(registry, "antiphon_connections", self.connections.clone());
         put(registry, "antiphon_tls_certificate_expiry_seconds", self.certificate_expiry.clone());
+        put(registry, "antiphon_reply_path_trouble", self.reply_path_trouble.clone());
         put(registry, "antiphon_heartbeat_age_seconds", self.heartbeat_age.clone());
         put(registry, "antiphon_lane_records", self.lane_records.clone());
         put(registry, "antiphon_lane_calls_waiting", self.lane_calls_waiting.clone());
@@ -361,6 +375,11 @@ impl Metrics {
             self.lane_records.get_or_create(&labels).inc_by(i64::try_from(records).unwrap_or(i64::MAX));
             self.lane_calls_waiting.get_or_create(&labels).inc_by(i64::from(calls));
         }
+    }
+
+    /// Whether this stands in the way of the reply path at the moment.
+    pub fn show_trouble(&self, reason: &'static str, is_met: bool) {
+        self.reply_path_trouble.get_or_create(&TroubleLabels { reason }).set(i64::from(is_met));
     }
 
     /// One more record of this kind on the reply topic.

@@ -3,7 +3,7 @@
 //! | path | answer |
 //! |---|---|
 //! | `/live` | 200 while the process runs |
-//! | `/ready` | 200 when calls are accepted, else 503 and the reason |
+//! | `/ready` | 200 when calls are accepted, else 503; with what stands in the way of replies |
 //! | `/metrics` | OpenMetrics text |
 //! | `/log` | what is logged; `PUT` changes it, `DELETE` brings back what is configured |
 //!
@@ -71,11 +71,17 @@ impl Admin {
 }
 
 async fn ready(State(admin): State<Admin>, headers: HeaderMap) -> (StatusCode, Cow<'static, str>) {
-    if admin.instance.phase() == Phase::NotReady
+    if let Some(trouble) = admin.instance.trouble()
         && admin.token.is_in(&headers)
-        && let Some(trouble) = admin.instance.trouble()
     {
-        return (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {trouble}\n").into());
+        match admin.instance.phase() {
+            Phase::NotReady => {
+                return (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {trouble}\n").into());
+            }
+            // Heartbeats came back until a moment ago.
+            Phase::Ready => return (StatusCode::OK, format!("ready, but in trouble: {trouble}\n").into()),
+            Phase::Leaving | Phase::Draining => {}
+        }
     }
     let (code, text) = match admin.instance.phase() {
         Phase::Ready => (StatusCode::OK, "ready\n"),

@@ -215,7 +215,10 @@ impl Flight {
         let max = self.exchange.message_bytes_max();
         let (format, has_value) = (&self.route.format, record.value.is_some());
         if matches!(format, Format::Protobuf) {
-            let reply = Reply::decode(record, &self.route.dialect, null_is_empty, max)?;
+            let mut reply = Reply::decode(record, &self.route.dialect, null_is_empty, max)?;
+            if let Ok(value) = &mut reply.result {
+                *value = format.decode(replied, std::mem::take(value))?;
+            }
             return Ok(Answered { reply, has_message: false });
         }
         let mut reply = Reply::decode(record, &self.route.dialect, null_is_empty, usize::MAX)?;

@@ -26,6 +26,7 @@ mod replies;
 mod schemas;
 mod stream;
 mod topics;
+mod trouble;
 mod view;
 
 use std::collections::HashMap;
@@ -62,6 +63,7 @@ pub use journey::Journey;
 pub use schemas::{PrepareError, Schemas};
 pub use stream::{Item, ReplyStream};
 pub use topics::TopicDirectory;
+pub use trouble::Reason;
 pub use view::ReplyPlace;
 
 /// When a caller should come back that found a lane full.
@@ -270,7 +272,7 @@ impl Exchange {
 
     fn accepts(&self, deadline: Deadline) -> Result<(), Why> {
         match self.instance.phase() {
-            Phase::NotReady => Err(Why::NotReady),
+            Phase::NotReady => Err(Why::NotReady(self.instance.trouble_reason())),
             Phase::Draining => Err(Why::Draining),
             Phase::Ready | Phase::Leaving if deadline.has_passed() => Err(Why::TooLate),
             Phase::Ready | Phase::Leaving => Ok(()),
@@ -310,7 +312,7 @@ impl Exchange {
     fn register(&self, route: &Route, about: About, collecting: Option<&Collecting>) -> Result<Ticket, Why> {
         // The shard's lease may have been lost since the call was let in.
         if !self.instance.shards()[self.shard].is_seated() {
-            return Err(Why::NotReady);
+            return Err(Why::NotReady(self.instance.trouble_reason()));
         }
         let ticket = match (route.mode, collecting) {
             (_, Some(collecting)) => self.pending.register_for(collecting.replies(), about),

@@ -146,10 +146,10 @@ class Prometheus:
         return (self.get("query", query=expression) or {}).get("result", [])
 
 
-def quick(text):
+def quick(text, covers="10s", lasts="3s"):
     """The rules with minutes as seconds: [5m] covers 10 s, `for` 3 s."""
-    text = re.sub(r"\[\d+m\]", "[10s]", text)
-    return re.sub(r"for: \d+m", "for: 3s", text)
+    text = re.sub(r"\[\d+m\]", f"[{covers}]", text)
+    return re.sub(r"for: \d+m", f"for: {lasts}", text)
 
 
 def dashboard_queries():
