@@ -41,6 +41,8 @@ NOT_RUN = {
     "docs/migrating.md": 1,
     "docs/performance.md": 1,
     "docs/quickstart.md": 2,
+    "docs/kubernetes.md": 1,
+    "docs/shipping.md": 2,
     "docs/why.md": 2,
     "docs/workers.md": 2,
 }
