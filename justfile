@@ -110,6 +110,16 @@ migration *ARGS:
     cargo build --release --locked
     python3 tests/book/migration.py --antiphon target/release/antiphon {{ARGS}}
 
+# What ships besides the code: chart and manifests, compose, balancer, image, release;
+# parts by name, `crate` among them. No Docker, no cluster.
+shipping *ARGS:
+    cargo build --release --locked --bin antiphon --example dev_broker
+    python3 tests/shipping/run.py {{ARGS}}
+
+# The folder of a release; `--notes-of Unreleased` for a rehearsal.
+release *ARGS:
+    scripts/release {{ARGS}}
+
 # Each fuzz target for so many seconds.
 fuzz SECONDS="60" *TARGETS:
     scripts/fuzz {{SECONDS}} {{TARGETS}}
