@@ -65,6 +65,11 @@ memory *ARGS:
     cargo build --release --locked
     python3 tests/faults/run.py memory --antiphon target/release/antiphon {{ARGS}}
 
+# 100,000 mixed calls: do metrics, access log and dead letters say exactly what they were?
+ground-truth *ARGS:
+    cargo build --release --locked
+    python3 tests/faults/run.py truth --antiphon target/release/antiphon {{ARGS}}
+
 # 300,000 shops, three triggers at once, one order for each shop; `--quick` for 9,000.
 delivery-radius *ARGS:
     cargo build --release --locked
@@ -89,6 +94,16 @@ bank *ARGS:
 metrics *ARGS:
     cargo build --release --locked --bin antiphon --example dev_broker
     python3 tests/metrics/run.py {{ARGS}}
+
+# The documentation as a book, into target/book; its links, and its code, which is run.
+book *ARGS:
+    cargo build --release --locked
+    python3 tests/book/run.py --antiphon target/release/antiphon {{ARGS}}
+
+# A gateway on ReplyingKafkaTemplate and Antiphon side by side: what docs/migrating.md promises.
+migration *ARGS:
+    cargo build --release --locked
+    python3 tests/book/migration.py --antiphon target/release/antiphon {{ARGS}}
 
 # Each fuzz target for so many seconds.
 fuzz SECONDS="60" *TARGETS:

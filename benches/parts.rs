@@ -105,7 +105,7 @@ fn reply(id: CorrelationId) -> Received {
     let text = Bytes::copy_from_slice(&id.to_text());
     let headers =
         vec![("kafka_correlationId".into(), text), ("content-type".into(), Bytes::from_static(b"x"))];
-    Received { offset: 1, timestamp_ms: 0, key: None, value: Some(PAYMENT.1.clone()), headers }
+    Received { offset: 1, partition: 0, timestamp_ms: 0, key: None, value: Some(PAYMENT.1.clone()), headers }
 }
 
 #[divan::bench]

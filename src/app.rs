@@ -7,6 +7,7 @@
 //! ```
 
 mod keys;
+mod observers;
 mod reply_path;
 
 use std::io;
@@ -31,12 +32,14 @@ use crate::metrics::TopicLabels;
 use crate::registry::{HttpRegistry, SettingsError};
 use crate::route::RouteTable;
 use crate::supervisor::{Supervisor, Task};
+use crate::telemetry;
 use crate::terms::ReplyRouting;
 use crate::transport::{Cluster, ClusterError};
 use reply_path::Traces;
 
 use keys::KeyKeeper;
 pub use keys::KeysUnavailable;
+use observers::Observers;
 
 /// How often readiness is looked at.
 const REVIEW_INTERVAL: Duration = Duration::from_millis(100);
@@ -64,6 +67,8 @@ pub struct Config {
     pub idempotency: crate::exchange::config::IdempotencyConfig,
     /// Schemas of messages.
     pub schema_registry: Option<crate::registry::config::Config>,
+    /// Lines about calls.
+    pub access_log: crate::access_log::config::Config,
     /// The end.
     pub drain: DrainConfig,
     /// `shards` (`ANTIPHON_SHARDS`): threads that serve calls, 1 to 256.
@@ -82,6 +87,7 @@ impl Default for Config {
             circuit: Default::default(),
             idempotency: Default::default(),
             schema_registry: None,
+            access_log: Default::default(),
             drain: DrainConfig::default(),
             shards: std::thread::available_parallelism().map_or(1, usize::from).min(limits::SHARDS_MAX),
         }
@@ -144,6 +150,9 @@ pub enum StartError {
     /// The keys of tokens can't be had.
     #[error("keys of tokens: {0}")]
     Keys(#[from] KeysUnavailable),
+    /// The access log can't be written.
+    #[error(transparent)]
+    AccessLog(#[from] crate::access_log::Error),
     /// No heartbeat came back in time.
     #[error(
         "no heartbeat came back through reply topic {topic} within {waited:?}: {}",
@@ -217,6 +226,7 @@ pub struct Gateway {
     routing: ReplyRouting,
     owns_reply_topic: bool,
     supervisor: Supervisor,
+    observers: Observers,
     lifecycle: watch::Sender<Lifecycle>,
     shards: Vec<JoinHandle<()>>,
     shards_alive: mpsc::Receiver<()>,
@@ -263,14 +273,14 @@ impl Gateway {
         let reflection = if config.grpc.reflection { Some(Reflection::new(&routes)?) } else { None };
         let routes = Arc::new(routes);
         let instance = reply_path::new_instance(&config, &routes)?;
+        let supervisor = Supervisor::new();
+        let observers = Observers::open(&config, &instance, &supervisor)?;
         let door = Door::open(&config, &instance, began).await?;
         let cluster = Arc::new(reply_path::control_cluster(&config, &connector));
         traces.begin(&instance, &cluster, &config.reply);
         reply_path::open(&config, &instance, &cluster, began).await?;
 
         let schemas = open_schemas(&config, &routes, began).await?;
-
-        let supervisor = Supervisor::new();
         let health = Health::new();
         health.set(&routes, Phase::NotReady).await;
         let (acceptor, seats) = Acceptor::new(config.shards, config.grpc.connections_max);
@@ -290,6 +300,7 @@ impl Gateway {
             reflection: reflection.clone(),
             entrance: door.entrance.clone(),
             supervisor: supervisor.clone(),
+            observers: observers.clone(),
             lifecycle: lifecycle.subscribe(),
             _alive: alive,
         };
@@ -314,6 +325,7 @@ impl Gateway {
             routing: config.reply.routing,
             owns_reply_topic: config.reply.instance.is_none(),
             supervisor,
+            observers,
             lifecycle,
             shards,
             shards_alive,
@@ -397,6 +409,7 @@ impl Gateway {
                 let _ = shard.join();
             }
         }
+        self.observers.flush();
         reply_path::close(&self.instance, &*self.cluster, self.routing).await;
         if left == 0 { Ok(()) } else { Err(StopError::CallsCut(left)) }
     }
@@ -481,6 +494,7 @@ impl Control<'_> {
             supervisor.spawn("health", follow),
             supervisor.spawn("readiness", review(Arc::clone(self.instance))),
         ]);
+        tasks.extend(telemetry::filter().map(|filter| supervisor.spawn("log filter", filter.keep_time())));
         tasks.extend(keep_house(config, self.routes, self.instance, self.cluster, supervisor));
         tasks
     }
@@ -641,6 +655,7 @@ struct ShardPlan {
     reflection: Option<Reflection>,
     entrance: Entrance,
     supervisor: Supervisor,
+    observers: Observers,
     lifecycle: watch::Receiver<Lifecycle>,
     /// Dropped last; the control thread waits for it.
     _alive: mpsc::Sender<()>,
@@ -672,8 +687,9 @@ impl ShardPlan {
         let exchange = Arc::new(Exchange::start(shard, self.instance, cluster, &self.supervisor, settings));
         let Entrance { tls, guard } = self.entrance;
         let grpc = self.config.grpc;
+        let log = self.observers.access_log;
         let service =
-            ingress::Service::new(&grpc, self.routes, exchange, &self.health, self.reflection, guard);
+            ingress::Service::new(&grpc, self.routes, exchange, &self.health, self.reflection, guard, log);
         ingress::serve_shard(seat, service, tls, grpc, self.supervisor, self.lifecycle).await;
     }
 }

@@ -73,6 +73,11 @@ impl CorrelationId {
 }
 
 impl CorrelationId {
+    /// Bits that are as good as random.
+    pub const fn random_bits(self) -> u64 {
+        self.0 as u64
+    }
+
     /// Whether its form is that of an id of ours, version 8. Frameworks make up
     /// ids of their own, of version 4.
     pub const fn is_of_our_form(self) -> bool {

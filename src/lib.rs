@@ -5,6 +5,7 @@
 //! the way of one call through them.
 
 // Words.
+pub mod access_log;
 pub mod backoff;
 pub mod correlation;
 pub mod deadline;
@@ -13,6 +14,7 @@ pub mod metrics;
 pub mod pem;
 pub mod supervisor;
 pub mod terms;
+pub mod traces;
 pub mod web_client;
 
 // Pure.

@@ -142,6 +142,11 @@ pub const STREAM_HANDOVER_MESSAGES: usize = 8;
 /// Bytes of an idempotency key.
 pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 256;
 
+/// Lines of the access log that wait to be written.
+pub const ACCESS_LOG_LINES_MAX: usize = 16_384;
+/// How long the end of a process waits for lines and spans to be written, in
+/// milliseconds.
+pub const OBSERVERS_FLUSH_TIMEOUT_MS: u64 = 3_000;
 /// Age at which an idempotency key is forgotten.
 pub const IDEMPOTENCY_WINDOW_MS: u64 = 300_000;
 /// Idempotency keys remembered, process-wide.

@@ -91,6 +91,8 @@ pub struct Metrics {
     /// `antiphon_orphans_removed_total`: reply topics of dead instances that
     /// this one has removed.
     pub orphans_removed: Counter,
+    /// `antiphon_access_log_dropped_total`.
+    pub access_log_dropped: Counter,
     /// `antiphon_leases_total{kind}`: what became of leases of reply partitions.
     pub leases: Family<LeaseLabels, Counter>,
 }
@@ -238,6 +240,7 @@ impl Metrics {
             reader_errors: Counter::default(),
             reply_topics: Gauge::default(),
             orphans_removed: Counter::default(),
+            access_log_dropped: Counter::default(),
             leases: Family::default(),
         };
         metrics.begin_at_zero();
@@ -350,6 +353,7 @@ impl Metrics {
         put(registry, "antiphon_reply_topics", self.reply_topics.clone());
         put(registry, "antiphon_orphans_removed", self.orphans_removed.clone());
         put(registry, "antiphon_leases", self.leases.clone());
+        put(registry, "antiphon_access_log_dropped", self.access_log_dropped.clone());
     }
 
     /// Shows what the lanes have to do, those with the most first if there are

@@ -502,7 +502,7 @@ mod tests {
     }
 
     fn reply(offset: i64) -> Option<Received> {
-        Some(Received { offset, timestamp_ms: 0, key: None, value: None, headers: Vec::new() })
+        Some(Received { offset, partition: 0, timestamp_ms: 0, key: None, value: None, headers: Vec::new() })
     }
 
     #[tokio::test]
@@ -571,7 +571,7 @@ mod tests {
         let with = |offset: i64, value: Option<&'static [u8]>, header: &'static str| {
             let headers = vec![(header.into(), bytes::Bytes::from(offset.to_string()))];
             let value = value.map(bytes::Bytes::from_static);
-            Some(Received { offset, timestamp_ms: 0, key: None, value, headers })
+            Some(Received { offset, partition: 0, timestamp_ms: 0, key: None, value, headers })
         };
         let mut ticket = pending.register(WaitFor::Reply).unwrap();
         assert_eq!(pending.keep_part(ticket.id(), &mut with(1, Some(b"m"), "meta")), Verdict::Kept);

@@ -50,6 +50,8 @@ fn size_of_headers(headers: &[(HeaderName, Bytes)]) -> usize {
 pub struct Received {
     /// Its offset in the partition.
     pub offset: i64,
+    /// The partition that it was read from.
+    pub partition: i32,
     /// Its time stamp, in milliseconds since 1970.
     pub timestamp_ms: i64,
     /// The key, if any.

@@ -78,7 +78,7 @@ fuzz_target!(|input: &[u8]| {
         metadata: forwarded,
     };
     let mut headers = parts.into_record().headers;
-    let request = Received { offset: 1, timestamp_ms: 0, key: None, value: None, headers: headers.clone() };
+    let request = Received { offset: 1, partition: 0, timestamp_ms: 0, key: None, value: None, headers: headers.clone() };
     assert!(matches!(classify(&request, None), Kind::Request));
 
     // A worker that echoes every header, and adds what the caller has sent.

@@ -31,7 +31,7 @@ fn record(input: &[u8]) -> Received {
         headers.retain(|(known, _): &(std::borrow::Cow<'static, str>, _)| *known != name);
         headers.push((name.into(), Bytes::copy_from_slice(value)));
     }
-    Received { offset: 1, timestamp_ms: 0, key: None, value, headers }
+    Received { offset: 1, partition: 0, timestamp_ms: 0, key: None, value, headers }
 }
 
 fn custom() -> Custom {

@@ -351,13 +351,21 @@ ratios within a table more than numbers between machines.
 
 ## Targets
 
+<!-- ANCHOR: targets -->
+
 {targets}
+
+<!-- ANCHOR_END: targets -->
 
 ## Calls a second
 
 Closed loop; nothing is pinned, so gateway, load, worker and broker share the machine.
 
+<!-- ANCHOR: calls -->
+
 {throughput}
+
+<!-- ANCHOR_END: calls -->
 
 {worker}
 
@@ -369,7 +377,11 @@ The shares are of one processor, over the whole run with its warm-up.
 
 Of the gateway's process alone, from /proc, in ticks of 10 ms.
 
+<!-- ANCHOR: cpu -->
+
 {costs}
+
+<!-- ANCHOR_END: cpu -->
 
 {tonics}
 
@@ -385,11 +397,19 @@ together; in the last row they come evenly and the gateway's in batches, which f
 At a fixed rate calls start when they are due, however slow the server is, and what they waited for
 that is in their time (open loop).
 
+<!-- ANCHOR: latency -->
+
 {latencies}
+
+<!-- ANCHOR_END: latency -->
 
 ## Memory and start
 
+<!-- ANCHOR: memory -->
+
 {footprint}
+
+<!-- ANCHOR_END: memory -->
 
 Peaks are of one process that went through all loads above, in this order.
 

@@ -5,19 +5,21 @@
 //! | `/live` | 200 while the process runs |
 //! | `/ready` | 200 when calls are accepted, else 503; with what stands in the way of replies |
 //! | `/metrics` | OpenMetrics text |
+//! | `/log` | what is logged; `PUT` changes it, `DELETE` brings back what is configured |
 //!
 //! With `admin.token_file` requests must carry its token. Probes have none: for
 //! them `/live` and `/ready` are answered without, and `/ready` keeps its reason
 //! to itself.
 
 pub mod config;
+mod log;
 mod token;
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
@@ -28,6 +30,9 @@ use crate::exchange::{Instance, Phase};
 use crate::ingress::Acceptor;
 
 use token::Token;
+
+/// The body of a request, in bytes.
+const BODY_BYTES_MAX: usize = 16 * 1_024;
 
 /// What the admin listener shows.
 #[derive(Debug, Clone)]
@@ -51,6 +56,8 @@ impl Admin {
             .route("/live", get(async || "live\n"))
             .route("/ready", get(ready))
             .route("/metrics", get(metrics))
+            .route("/log", get(log::show).put(log::set).delete(log::reset))
+            .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
             .layer(from_fn_with_state(self.token.clone(), token::ask))
             .with_state(self);
         if let Err(error) = axum::serve(listener, router).await {

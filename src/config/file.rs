@@ -151,7 +151,9 @@ impl Reader<'_> {
                 integer(number).map_or(Value::Other("an integer of more than 64 bits"), Value::Integer)
             }
             DeValue::Boolean(yes) => Value::Bool(*yes),
-            DeValue::Float(_) => Value::Other("a float"),
+            DeValue::Float(number) => {
+                number.as_str().replace('_', "").parse().map_or(Value::Other("a float"), Value::Float)
+            }
             DeValue::Datetime(_) => Value::Other("a date"),
             DeValue::Table(_) => Value::Other("a table"),
             DeValue::Array(items) => {

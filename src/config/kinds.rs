@@ -4,7 +4,7 @@
 use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
-use super::raw::{FromRaw, Raw, integer_of, items_of, text_of, wrong};
+use super::raw::{FromRaw, Raw, float_of, integer_of, items_of, text_of, wrong};
 use crate::access::Rule;
 use crate::exchange::config::Ordinal;
 use crate::limits;
@@ -65,6 +65,22 @@ impl FromRaw for Bytes {
         };
         let bytes = number.parse::<i64>().ok().and_then(|number| number.checked_mul(1 << shift));
         bytes.map(Self).ok_or_else(|| wrong(raw, format!("{text:?} is not a number of bytes")).hint(HINT))
+    }
+}
+
+/// A part of a whole.
+pub(super) struct Share(pub(super) f64);
+
+impl FromRaw for Share {
+    const EXPECTED: &'static str = "a number from 0 to 1";
+
+    fn from_raw(raw: &Raw) -> Result<Self, Mistake> {
+        let share = float_of::<Self>(raw)?;
+        // Not a number is in no range, either.
+        if !(0.0..=1.0).contains(&share) {
+            return Err(wrong(raw, format!("{share} is not within 0 to 1")).hint("0.01 is one in a hundred"));
+        }
+        Ok(Self(share))
     }
 }
 

@@ -11,6 +11,7 @@
 //!   sections: what there is  ──► values ──► resolve: bounds, what goes together ──► Config
 //! ```
 
+mod observers;
 mod reply;
 mod resolve;
 mod sections;

@@ -25,6 +25,7 @@ pub(super) enum Value {
     /// A string in TOML.
     Text(String),
     Integer(i64),
+    Float(f64),
     Bool(bool),
     List(Vec<Raw>),
     /// Anything else, by its name.
@@ -64,6 +65,7 @@ impl Raw {
             Value::Path(_) => "a path",
             Value::Text(_) => "a string",
             Value::Integer(_) => "an integer",
+            Value::Float(_) => "a float",
             Value::Bool(_) => "a boolean",
             Value::List(_) => "a list",
             Value::Other(name) => name,
@@ -214,6 +216,16 @@ pub(super) fn text_of<T: FromRaw>(raw: &Raw) -> Result<&str, Mistake> {
 /// The integer, where it is written as one.
 pub(super) fn integer_of(raw: &Raw) -> Option<i64> {
     raw.integer::<i64>().ok()
+}
+
+/// A number, with a fraction or without.
+pub(super) fn float_of<T: FromRaw>(raw: &Raw) -> Result<f64, Mistake> {
+    match &raw.value {
+        Value::Float(number) => Ok(*number),
+        Value::Integer(number) => Ok(*number as f64),
+        Value::Word(word) => word.parse().map_err(|_| raw.unexpected::<T>()),
+        _ => Err(raw.unexpected::<T>()),
+    }
 }
 
 /// The items of a list.

@@ -49,6 +49,7 @@ pub(super) fn resolve(layers: Layers, mistakes: &mut Mistakes) -> Resolved {
     let idempotency = judge.idempotency();
     let drain = judge.drain();
     let log = judge.log();
+    let access_log = judge.access_log(log.format);
     judge.together(&limits, &grpc, &admin);
     let access_place = judge.place_of(&[("access", "allow")]);
     let schema_registry = judge.schema_registry();
@@ -73,6 +74,7 @@ pub(super) fn resolve(layers: Layers, mistakes: &mut Mistakes) -> Resolved {
         circuit,
         idempotency,
         schema_registry,
+        access_log,
         drain,
         shards,
     };

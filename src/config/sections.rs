@@ -4,7 +4,8 @@
 use std::path::PathBuf;
 
 use super::kinds::{
-    Bytes, Listen, LogFormat, Mechanism, MetadataNames, OrdinalWord, Origins, Pause, Rules, Servers, Time,
+    Bytes, Listen, LogFormat, Mechanism, MetadataNames, OrdinalWord, Origins, Pause, Rules, Servers, Share,
+    Time,
 };
 use super::layers::Layers;
 use super::raw::{Found, FromRaw, Paths, Term};
@@ -289,6 +290,20 @@ sections! {
         format: Term<LogFormat> = "text",
         /// What is logged, as tracing-subscriber's EnvFilter reads it.
         filter: String = "info,rskafka=warn",
+    }
+
+    /// A line for each call that failed, and for a share of the others.
+    AccessLog in "access_log" {
+        /// Whether there is one.
+        enabled: bool = "true",
+        /// Share of good calls that have a line, 0 to 1; each failed call has
+        /// one.
+        good_share: Share = "0.01",
+        /// Where the lines go; opened anew when it was moved away. Default:
+        /// standard error.
+        file: PathBuf = "",
+        /// text or json. Default: json in a file, else as log.format.
+        format: Term<LogFormat> = "",
     }
 
     /// Headers of the dialect custom.

@@ -100,7 +100,7 @@ mod tests {
         ];
         let headers = headers.map(|(n, v)| (n.into(), Bytes::from_static(v.as_bytes()))).to_vec();
         let key = Some(Bytes::from_static(b"o-1"));
-        Letter::new(2, Received { offset: 41, timestamp_ms: 7, key, value: None, headers })
+        Letter::new(2, Received { offset: 41, partition: 0, timestamp_ms: 7, key, value: None, headers })
     }
 
     #[test]

@@ -220,7 +220,10 @@ mod tests {
 
     fn letter(headers: &[(&'static str, &'static [u8])]) -> Letter {
         let headers = headers.iter().map(|(n, v)| ((*n).into(), Bytes::from_static(v))).collect();
-        Letter::new(2, Received { offset: 41, timestamp_ms: 7, key: None, value: None, headers })
+        Letter::new(
+            2,
+            Received { offset: 41, partition: 0, timestamp_ms: 7, key: None, value: None, headers },
+        )
     }
 
     #[test]

@@ -4,11 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use super::Why;
 use super::config::LimitsConfig;
-use crate::metrics::micros;
+use super::journey::Journey;
 use crate::pending::Room;
 use crate::route::{Route, RouteTable};
 
@@ -76,10 +74,14 @@ impl Budget {
         self.by_route.len()
     }
 
-    /// Room for a message of which nothing has come yet, of a call that began
-    /// then.
-    pub fn no_bytes(self: &Arc<Self>, began: Instant) -> BytesHeld {
-        BytesHeld { budget: Arc::clone(self), bytes: 0, began, sent_us: AtomicU64::new(0) }
+    /// Room of which nothing is taken yet.
+    pub fn no_bytes(self: &Arc<Self>) -> BytesHeld {
+        BytesHeld { budget: Arc::clone(self), bytes: 0, journey: None }
+    }
+
+    /// The same for the message of a call.
+    pub(super) fn no_bytes_of(self: &Arc<Self>, journey: Arc<Journey>) -> BytesHeld {
+        BytesHeld { budget: Arc::clone(self), bytes: 0, journey: Some(journey) }
     }
 }
 
@@ -95,34 +97,19 @@ pub struct Permit {
 }
 
 /// Room for a message, for as long as somebody has it: it may lie in its lane
-/// for longer than its call waits. As call and lane both have it, it also tells
-/// the one when the other sent the message.
+/// for longer than its call waits. As call and lane both have it, it leads the
+/// lane to where it notes how far the call has come.
 #[derive(Debug)]
 pub struct BytesHeld {
     budget: Arc<Budget>,
     bytes: u64,
-    /// When the call began.
-    began: Instant,
-    /// How long after that the message was first sent, plus 1; 0: not yet.
-    sent_us: AtomicU64,
+    journey: Option<Arc<Journey>>,
 }
 
 impl BytesHeld {
-    /// The message is sent now: how long the call has waited for that, unless
-    /// it was sent before. In microseconds.
-    pub(super) fn sent(&self, now: Instant) -> Option<u64> {
-        let waited = micros(now.saturating_duration_since(self.began));
-        let first = self.sent_us.load(Ordering::Relaxed) == 0;
-        if first {
-            self.sent_us.store(waited + 1, Ordering::Relaxed);
-        }
-        first.then_some(waited)
-    }
-
-    /// How long ago the message was sent, if it was; in microseconds.
-    pub(super) fn since_sent(&self) -> Option<u64> {
-        let sent = self.sent_us.load(Ordering::Relaxed).checked_sub(1)?;
-        Some(micros(self.began.elapsed()).saturating_sub(sent))
+    /// The way of the call whose message it is.
+    pub(super) const fn journey(&self) -> Option<&Arc<Journey>> {
+        self.journey.as_ref()
     }
 
     /// Makes room for `more` bytes, or says that there is none.
@@ -166,7 +153,7 @@ impl BytesHeld {
         let bytes = bytes.min(self.bytes);
         self.bytes -= bytes;
         let budget = Arc::clone(&self.budget);
-        Self { budget, bytes, began: self.began, sent_us: AtomicU64::new(0) }
+        Self { budget, bytes, journey: None }
     }
 }
 

@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout_at};
 use super::budget::BytesHeld;
 use super::circuit::{Ending, Pass};
 use super::failure::{Failure, Outcome, Trace, Why};
+use super::journey::Journey;
 use super::load::Waiting;
 use super::{Answer, Exchange, Request};
 use crate::correlation::CorrelationId;
@@ -36,6 +37,7 @@ pub(super) struct Flight {
     deadline: Deadline,
     partition: i32,
     key: Option<Bytes>,
+    journey: Option<Arc<Journey>>,
     /// The request again, where the route may want it as a dead letter.
     request: Option<(Record, Arc<BytesHeld>)>,
     pass: Option<Pass>,
@@ -70,6 +72,10 @@ impl Flight {
             exchange.settle_circuit(&route.request_topic, pass, Ending::Neither);
             unsent(why)
         })?;
+        let journey = held.journey().cloned();
+        if let Some(journey) = &journey {
+            journey.registered(ticket.id());
+        }
         let parcel = exchange.pack(route, request, key.clone(), &ticket, Arc::clone(&held));
         let keep = !route.dead_letter_on.is_empty();
         let mut flight = Self {
@@ -80,6 +86,7 @@ impl Flight {
             partition,
             // Copied: a part of the message would keep all of it alive.
             key: key.filter(|_| route.cancel_record).as_deref().map(Bytes::copy_from_slice),
+            journey,
             request: keep.then(|| (parcel.record.clone(), held)),
             pass: Some(pass),
             collecting,
@@ -130,6 +137,7 @@ impl Flight {
         let trace = self.trace();
         match completion {
             Completion::Reply(record) => {
+                self.note_reply(&record);
                 self.settle(Ending::Answered);
                 // A fast worker beats the acknowledgement; its reply says as much.
                 let trace = Trace { outcome: Outcome::Sent, ..trace };
@@ -143,6 +151,7 @@ impl Flight {
                 self.read_reply(*record, trace, limit).await
             }
             Completion::SecondMessage { first, second } => {
+                self.note_reply(&second);
                 self.settle(Ending::Answered);
                 let trace = Trace { outcome: Outcome::Sent, ..trace };
                 Err(self.bad_reply(second.offset, DecodeError::SecondMessage { first }, trace))
@@ -159,6 +168,12 @@ impl Flight {
                 self.dead_letter(DeadLetterOn::Rejected, &why, &trace);
                 Err(Failure::new(why, trace))
             }
+        }
+    }
+
+    fn note_reply(&self, record: &Received) {
+        if let Some(journey) = &self.journey {
+            journey.answered(record);
         }
     }
 

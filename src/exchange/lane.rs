@@ -26,6 +26,7 @@ use tokio::time::{Instant, timeout};
 
 use super::budget::BytesHeld;
 use super::instance::Held;
+use super::journey::Journey;
 use super::topics::TopicDirectory;
 use crate::backoff::Backoff;
 use crate::correlation::CorrelationId;
@@ -67,6 +68,10 @@ pub(super) struct Parcel {
 impl Parcel {
     fn size(&self) -> usize {
         self.record.size() + self.behind.as_ref().map_or(0, |behind| behind.size())
+    }
+
+    fn journey(&self) -> Option<&Journey> {
+        self.held.as_ref()?.journey().map(|journey| &**journey)
     }
 
     /// How many records it is in the log.
@@ -272,7 +277,7 @@ impl Lane {
         match &parcel.owner {
             Owner::Call(id) => {
                 let wanted = self.pending.begin_send(*id);
-                if wanted && let Some(waited) = parcel.held.as_ref().and_then(|held| held.sent(now)) {
+                if wanted && let Some(waited) = parcel.journey().and_then(|journey| journey.sent(now)) {
                     self.measures.wait.observe(waited);
                 }
                 wanted
@@ -309,11 +314,14 @@ impl Lane {
         if batch.is_empty() {
             return;
         }
-        let mut records = 0;
+        let (mut records, now) = (0, Instant::now());
         for parcel in batch {
             let offset = base_offset.map(|base| base + i64::try_from(records).unwrap_or_default());
             let at = Coordinates { partition: self.partition, offset };
             if let Owner::Call(id) = parcel.owner {
+                if let Some(journey) = parcel.journey() {
+                    journey.acknowledged(now, at);
+                }
                 self.pending.appended(id, at);
             }
             records += parcel.records();

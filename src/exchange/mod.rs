@@ -14,6 +14,7 @@ mod heartbeat;
 mod idempotency;
 mod instance;
 mod janitor;
+mod journey;
 mod lane;
 mod lanes;
 mod lease;
@@ -56,6 +57,7 @@ use replies::{Company, Reading, Recreate, ReplyReader};
 pub use failure::{Failure, Outcome, Repeat, Tally, Trace, Why};
 pub use instance::{Instance, Parts, Phase, ShardState};
 pub use janitor::Janitor;
+pub use journey::Journey;
 pub use schemas::{PrepareError, Schemas};
 pub use stream::{Item, ReplyStream};
 pub use topics::TopicDirectory;
@@ -93,6 +95,11 @@ pub struct Admission {
 }
 
 impl Admission {
+    /// Where it is noted how far the call comes.
+    pub fn journey(&self) -> Option<&Arc<Journey>> {
+        self.held.journey()
+    }
+
     /// Counts `bytes` more of the message as held, from when they are read.
     pub fn hold(&mut self, bytes: usize) -> Result<(), Failure> {
         self.held.grow(bytes).map_err(|why| Failure::new(why, Trace::nothing_sent(Arc::clone(&self.topic))))
@@ -203,7 +210,7 @@ impl Exchange {
         let unsent = |why| Failure::new(why, Trace::nothing_sent(Arc::clone(&route.request_topic)));
         self.accepts(deadline).map_err(unsent)?;
         let permit = self.instance.budget.admit(route).map_err(unsent)?;
-        let held = self.instance.budget.no_bytes(deadline.began());
+        let held = self.instance.budget.no_bytes_of(Journey::new(deadline.began()));
         Ok(Admission { topic: Arc::clone(&route.request_topic), permit, held })
     }
 
@@ -222,15 +229,15 @@ impl Exchange {
         admission: Admission,
     ) -> Result<Answer, Failure> {
         let Admission { permit: _permit, held, .. } = admission;
+        let journey = held.journey().cloned();
         let held = Arc::new(held);
-        let sent = Arc::clone(&held);
         let answered = match request.idempotency_key() {
             Some(key) => idempotency::call(self, route, key, request, held).await,
             None => Flight::depart(self, route, request, held).await?.land().await,
         };
         if answered.is_ok()
             && route.mode == Mode::RequestReply
-            && let Some(waited) = sent.since_sent()
+            && let Some(waited) = journey.and_then(|journey| journey.reply_wait_us())
         {
             self.count_reply_wait(route, waited);
         }
@@ -328,7 +335,7 @@ impl Exchange {
         let reply_to = ReplyAddress { topic: self.reply_topic.clone(), partition };
         let parts = RequestParts {
             dialect: &route.dialect,
-            method: Bytes::copy_from_slice(route.path.as_bytes()),
+            method: route.path_bytes.clone(),
             id: ticket.id(),
             reply_to: (route.mode == Mode::RequestReply).then_some(&reply_to),
             deadline: request.deadline,

@@ -202,16 +202,18 @@ impl Host {
     }
 
     async fn serve_caller(self, stream: TcpStream, place: Place) -> hyper::Result<()> {
+        let address = stream.peer_addr().ok();
         match &self.tls {
             None => {
                 let http1 = self.service.web().is_some() && !is_http2(&stream).await;
-                let host = Self { service: self.service.for_connection(None), ..self };
+                let host = Self { service: self.service.for_connection(address, None), ..self };
                 host.speak(stream, http1, place).await
             }
             Some(tls) => {
                 let Some(stream) = tls.accept(stream).await else { return Ok(()) };
                 let http1 = tls::wants_http1(&stream);
-                let host = Self { service: self.service.for_connection(tls::names(&stream)), ..self };
+                let service = self.service.for_connection(address, tls::names(&stream));
+                let host = Self { service, ..self };
                 host.speak(stream, http1, place).await
             }
         }

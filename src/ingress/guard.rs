@@ -18,6 +18,13 @@ pub struct Guard {
     tokens: Option<Arc<Tokens>>,
 }
 
+/// A request that was not let in.
+pub(super) struct Refused {
+    pub(super) status: Status,
+    /// Of its token, where that is valid.
+    pub(super) claims: Option<Arc<Claims>>,
+}
+
 impl Guard {
     /// A door with this policy; `tokens` checks tokens, where callers may have
     /// some.
@@ -27,27 +34,32 @@ impl Guard {
 
     /// Lets a request in, or says why not: `UNAUTHENTICATED` where it is not
     /// known who calls, `PERMISSION_DENIED` where it is.
-    pub(super) fn admit(&self, names: Option<&Names>, path: &str, headers: &HeaderMap) -> Result<(), Status> {
+    pub(super) fn admit(
+        &self,
+        names: Option<&Names>,
+        path: &str,
+        headers: &HeaderMap,
+    ) -> Result<Option<Arc<Claims>>, Refused> {
         if path.starts_with(OPEN) {
-            return Ok(());
+            return Ok(None);
         }
         let claims = self.claims(headers);
         // A bad token is no better than none, and a rule may be content with none.
         let known = claims.as_ref().ok().and_then(Option::as_deref);
         let caller = Caller { certificate: names, claims: known };
         if self.policy.allows(caller, path) {
-            return Ok(());
+            return Ok(claims.unwrap_or_default());
         }
-        let who =
-            names.and_then(Names::first).or_else(|| known?.get("sub")?.as_str()).unwrap_or("nobody known");
-        let who = who.to_owned();
-        let refused = match claims {
-            Err(status) => status,
-            Ok(None) if names.is_none() => Status::unauthenticated(self.missing()),
-            Ok(_) => Status::permission_denied("the caller may not call this method"),
-        };
-        tracing::info!(method = path, caller = %who, why = refused.message(), "call refused");
-        Err(refused)
+        Err(match claims {
+            Err(status) => Refused { status, claims: None },
+            Ok(None) if names.is_none() => {
+                Refused { status: Status::unauthenticated(self.missing()), claims: None }
+            }
+            Ok(claims) => {
+                let status = Status::permission_denied("the caller may not call this method");
+                Refused { status, claims }
+            }
+        })
     }
 
     fn claims(&self, headers: &HeaderMap) -> Result<Option<Arc<Claims>>, Status> {

@@ -12,6 +12,7 @@
 //! dropping the call, and a call that is dropped can't tell its caller whether
 //! the payment was sent.
 
+mod account;
 pub mod config;
 mod connection;
 mod guard;

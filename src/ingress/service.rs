@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -15,18 +16,23 @@ use tonic_health::server::HealthService;
 use tower::ServiceExt as _;
 use tower::util::BoxCloneSyncService;
 
+use super::account::{Books, Callee, Peer};
 use super::config::Config;
-use super::guard::Guard;
+use super::guard::{Guard, Refused};
 use super::health::Health;
 use super::message::RequestBody;
 use super::metadata::Allowed;
 use super::streaming;
-use super::unary::Unary;
+use super::unary::{Unary, is_grpc, not_grpc};
 use super::untaken::Untaken;
 use super::web::{Web, WebService, is_web};
-use crate::access::Names;
+use crate::access::{Claims, Names};
+use crate::access_log::AccessLog;
 use crate::exchange::Exchange;
 use crate::route::{Lookup, RouteTable};
+
+/// What is kept of the path of an unknown method.
+const PATH_CHARS_MAX: usize = 200;
 
 type Mounted = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
 pub(super) type Answering = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
@@ -70,18 +76,10 @@ pub struct Service {
     peer: Arc<Peer>,
 }
 
-/// Whoever is at the other end of a connection.
-#[derive(Debug, Default)]
-struct Peer {
-    /// Names in its certificate.
-    names: Option<Names>,
-    /// Replies that it has yet to take.
-    untaken: Arc<Untaken>,
-}
-
 struct Inner {
     routes: Arc<RouteTable>,
     unary: Unary,
+    books: Arc<Books>,
     health: HealthServer<HealthService>,
     reflection: Option<Reflection>,
     web: Option<Web>,
@@ -97,19 +95,21 @@ impl Service {
         health: &Health,
         reflection: Option<Reflection>,
         guard: Option<Arc<Guard>>,
+        log: Option<Arc<AccessLog>>,
     ) -> Self {
         let allowed =
             Allowed::new(&config.metadata_forward, &config.metadata_return, &config.trailers_return);
-        let unary = Unary::new(exchange, &routes, allowed, config.message_bytes_max);
+        let books = Books::new(Arc::clone(exchange.instance()), &routes, log);
+        let unary = Unary::new(exchange, allowed, config.message_bytes_max);
         let web = Web::new(config);
-        let inner = Inner { routes, unary, health: health.server(), reflection, web, guard };
+        let inner = Inner { routes, unary, books, health: health.server(), reflection, web, guard };
         Self { inner: Arc::new(inner), peer: Arc::default() }
     }
 
-    /// The same for one connection, by whose certificate the caller has these
-    /// names.
-    pub(super) fn for_connection(&self, names: Option<Names>) -> Self {
-        let peer = Peer { names, untaken: Arc::default() };
+    /// The same for one connection, from this address, by whose certificate the
+    /// caller has these names.
+    pub(super) fn for_connection(&self, address: Option<SocketAddr>, names: Option<Names>) -> Self {
+        let peer = Peer { address, names, untaken: Arc::default() };
         Self { inner: Arc::clone(&self.inner), peer: Arc::new(peer) }
     }
 
@@ -164,28 +164,60 @@ impl tower::Service<Request<Body>> for Service {
 }
 
 impl Inner {
-    async fn answer<B: RequestBody>(&self, peer: &Peer, request: Request<B>) -> Response<Body> {
-        if let Some(guard) = &self.guard
-            && let Err(refused) = guard.admit(peer.names.as_ref(), request.uri().path(), request.headers())
-        {
-            if let Lookup::Route(route) = self.routes.lookup(request.uri().path()) {
-                self.unary.count(route, refused.code());
+    async fn answer<B: RequestBody>(&self, peer: &Arc<Peer>, request: Request<B>) -> Response<Body> {
+        let found = self.routes.lookup(request.uri().path());
+        let claims = match self.admit(peer, &request) {
+            Ok(claims) => claims,
+            Err(Refused { status, claims }) => return self.turn_away(&status, &request, peer, claims),
+        };
+        match found {
+            Lookup::Route(_) if !is_grpc(request.headers()) => not_grpc(),
+            Lookup::Route(route) => {
+                let callee = Callee::Route(Arc::clone(route));
+                let account = self.books.open(callee, peer, claims, request.headers());
+                if route.is_stream() {
+                    // Boxed: else every call would have to carry it.
+                    Box::pin(streaming::answer(&self.unary, route, request, account)).await
+                } else {
+                    self.unary.answer(route, request, account).await
+                }
             }
-            return refused.into_http();
-        }
-        match self.routes.lookup(request.uri().path()) {
-            Lookup::Route(route) if route.is_stream() => {
-                // Boxed: else every call would have to carry it.
-                Box::pin(streaming::answer(&self.unary, route, request)).await
-            }
-            Lookup::Route(route) => self.unary.answer(route, request, &peer.untaken).await,
-            Lookup::Streaming { server } => not_served(server),
-            Lookup::UnknownMethod | Lookup::UnknownService => self.other(request).await,
+            Lookup::Streaming { server } => self.turn_away(&not_served(server), &request, peer, claims),
+            Lookup::UnknownMethod | Lookup::UnknownService => self.other(request, peer, claims).await,
         }
     }
 
+    fn admit<B>(&self, peer: &Peer, request: &Request<B>) -> Result<Option<Arc<Claims>>, Refused> {
+        match &self.guard {
+            Some(guard) => guard.admit(peer.names.as_ref(), request.uri().path(), request.headers()),
+            None => Ok(None),
+        }
+    }
+
+    /// Ends a call that reaches no exchange.
+    fn turn_away<B>(
+        &self,
+        status: &Status,
+        request: &Request<B>,
+        peer: &Arc<Peer>,
+        claims: Option<Arc<Claims>>,
+    ) -> Response<Body> {
+        let path = request.uri().path();
+        let callee = match self.routes.lookup(path) {
+            Lookup::Route(route) => Callee::Route(Arc::clone(route)),
+            _ => Callee::Other(path.chars().take(PATH_CHARS_MAX).collect()),
+        };
+        self.books.open(callee, peer, claims, request.headers()).ends(status, false);
+        status.clone().into_http()
+    }
+
     /// Not in the route table: one of our own services, or nothing.
-    async fn other<B: RequestBody>(&self, request: Request<B>) -> Response<Body> {
+    async fn other<B: RequestBody>(
+        &self,
+        request: Request<B>,
+        peer: &Arc<Peer>,
+        claims: Option<Arc<Claims>>,
+    ) -> Response<Body> {
         let path = request.uri().path();
         let mounted = match (path.split('/').nth(1), &self.reflection) {
             (Some("grpc.health.v1.Health"), _) => BoxCloneSyncService::new(self.health.clone()),
@@ -193,7 +225,8 @@ impl Inner {
             (Some("grpc.reflection.v1alpha.ServerReflection"), Some(reflection)) => {
                 reflection.v1alpha.clone()
             }
-            _ => return unknown(&self.routes, path),
+            _ if !is_grpc(request.headers()) => return not_grpc(),
+            _ => return self.turn_away(&unknown(&self.routes, path), &request, peer, claims),
         };
         match mounted.oneshot(request.map(Body::new)).await {
             Ok(response) => response,
@@ -202,16 +235,16 @@ impl Inner {
     }
 }
 
-fn unknown(routes: &RouteTable, path: &str) -> Response<Body> {
-    let path: String = path.chars().take(200).collect();
+fn unknown(routes: &RouteTable, path: &str) -> Status {
+    let path: String = path.chars().take(PATH_CHARS_MAX).collect();
     let message = match routes.lookup(&path) {
         Lookup::UnknownMethod => format!("{path}: the service has no such method"),
         _ => format!("{path}: no such service here"),
     };
-    Status::unimplemented(message).into_http()
+    Status::unimplemented(message)
 }
 
-fn not_served(server: bool) -> Response<Body> {
+fn not_served(server: bool) -> Status {
     let kind = if server { "bidirectional streaming" } else { "client streaming" };
-    Status::unimplemented(format!("{kind} methods are not served: a request is one record")).into_http()
+    Status::unimplemented(format!("{kind} methods are not served: a request is one record"))
 }

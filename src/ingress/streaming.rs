@@ -11,16 +11,13 @@ use http::{HeaderMap, Request, Response, header};
 use tonic::body::Body;
 use tonic::{Code, Status};
 
+use super::account::Account;
 use super::message::{RequestBody, stream_body};
 use super::metadata::Allowed;
 use super::status;
-use super::unary::{
-    GRPC, GRPC_ENCODING, Unary, code_name, deadline, encoding_name, ended_with, is_grpc, not_grpc, refusal,
-    wanted_compression,
-};
+use super::unary::{GRPC, GRPC_ENCODING, Unary, deadline, encoding_name, refusal, wanted_compression};
 use crate::deadline::Deadline;
-use crate::exchange::{Exchange, Item, ReplyStream};
-use crate::metrics::{CallLabels, micros};
+use crate::exchange::{Item, ReplyStream};
 use crate::route::Route;
 use crate::transport::HeaderName;
 
@@ -29,28 +26,25 @@ pub(super) async fn answer<B: RequestBody>(
     unary: &Unary,
     route: &Arc<Route>,
     request: Request<B>,
+    mut account: Account,
 ) -> Response<Body> {
-    if !is_grpc(request.headers()) {
-        return not_grpc();
-    }
-    let deadline = deadline(route, request.headers());
-    let mut end = CountOnDrop {
-        exchange: Arc::clone(&unary.exchange),
-        route: Arc::clone(route),
-        deadline: deadline.as_ref().ok().copied(),
-        code: None,
-    };
     let compression = wanted_compression(request.headers());
-    let opened = match deadline {
-        Ok(deadline) => open(unary, route, request, deadline).await,
+    let opened = match deadline(route, request.headers()) {
+        Ok(deadline) => {
+            account.begin(deadline);
+            open(unary, route, request, deadline, &mut account).await
+        }
         Err(status) => Err(status),
     };
     let replies = match opened {
         Ok(replies) => replies,
-        Err(status) => return refuse(&status, &mut end),
+        Err(status) => {
+            account.ends(&status, false);
+            return status.into_http();
+        }
     };
     let allowed = Arc::clone(&unary.allowed);
-    let mut writing = Writing { allowed, replies, first: None, trailers: HeaderMap::new(), end };
+    let mut writing = Writing { allowed, replies, first: None, trailers: HeaderMap::new(), account };
     let mut response = Response::new(Body::empty());
     match writing.read().await {
         Ok((message, headers)) => {
@@ -58,7 +52,7 @@ pub(super) async fn answer<B: RequestBody>(
             writing.first = Some(Ok(message));
         }
         Err(status) if status.code() == Code::Ok => writing.first = Some(Err(status)),
-        Err(status) => return refuse(&status, &mut writing.end),
+        Err(status) => return status.into_http(),
     }
     response.headers_mut().insert(header::CONTENT_TYPE, GRPC);
     if let Some(encoding) = compression {
@@ -73,15 +67,11 @@ async fn open<B: RequestBody>(
     route: &Arc<Route>,
     request: Request<B>,
     deadline: Deadline,
+    account: &mut Account,
 ) -> Result<ReplyStream, Status> {
-    let (call, admission) = unary.receive(route, request, deadline).await?;
+    let (call, admission) = unary.receive(route, request, deadline, account).await?;
     let opened = unary.exchange.stream_admitted(route, call, admission).await;
-    opened.map_err(|failure| refusal(route, &failure))
-}
-
-fn refuse(status: &Status, end: &mut CountOnDrop) -> Response<Body> {
-    end.code = Some(status.code());
-    status.clone().into_http()
+    opened.map_err(|failure| refusal(account, &failure))
 }
 
 /// A stream on its way to the connection.
@@ -92,28 +82,35 @@ struct Writing {
     first: Option<Result<Bytes, Status>>,
     /// What the last message's reply has for trailers.
     trailers: HeaderMap,
-    end: CountOnDrop,
+    account: Account,
 }
 
 impl Writing {
     /// The next message with its metadata, or the status that ends the stream,
     /// the good one included.
     async fn read(&mut self) -> Result<(Bytes, HeaderMap), Status> {
-        let status = match self.replies.next().await {
+        let (status, by_worker) = match self.replies.next().await {
             Some(Item::Message(message, headers)) => {
                 let returned = self.allowed.give_back(&headers);
                 self.trailers = returned.trailers;
+                self.account.returns(message.len());
                 return Ok((message, returned.headers));
             }
-            Some(Item::Complete(headers, trace)) => status::of_end(&trace, self.trailers(&headers)),
-            Some(Item::Error(worker, headers, trace)) => {
-                status::of_worker(worker, &trace, self.trailers(&headers))
+            Some(Item::Complete(headers, trace)) => {
+                let status = status::of_end(&trace, self.trailers(&headers));
+                self.account.told(trace);
+                (status, false)
             }
-            Some(Item::Failed(failure)) => refusal(&self.end.route, &failure),
+            Some(Item::Error(worker, headers, trace)) => {
+                let status = status::of_worker(worker, &trace, self.trailers(&headers));
+                self.account.told(trace);
+                (status, true)
+            }
+            Some(Item::Failed(failure)) => (refusal(&mut self.account, &failure), false),
             // The task that reads the replies has been cut, and with it the shard.
-            None => Status::internal("the call was cut"),
+            None => (Status::internal("the call was cut"), false),
         };
-        self.end.code = Some(status.code());
+        self.account.ends(&status, by_worker);
         Err(status)
     }
 
@@ -134,22 +131,5 @@ impl Writing {
             };
             Some((next, writing))
         })
-    }
-}
-
-/// Counts the call when its last byte has gone, or its caller has.
-struct CountOnDrop {
-    exchange: Arc<Exchange>,
-    route: Arc<Route>,
-    deadline: Option<Deadline>,
-    code: Option<Code>,
-}
-
-impl Drop for CountOnDrop {
-    fn drop(&mut self) {
-        let code = ended_with(self.code, self.deadline);
-        let labels = CallLabels { method: Arc::clone(&self.route.path), code: code_name(code) };
-        let took = self.deadline.map_or(0, |deadline| micros(deadline.began().elapsed()));
-        self.exchange.metrics().calls.observe(&labels, took);
     }
 }

@@ -1,24 +1,22 @@
 //! One unary call, from HTTP request to HTTP response; and of any call the
 //! request.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout_at;
 use tonic::body::Body;
 use tonic::codec::CompressionEncoding;
 use tonic::{Code, Status};
 
+use super::account::Account;
 use super::message::{RequestBody, read_one, unary_body};
 use super::metadata::Allowed;
 use super::pace::Pace;
 use super::status;
-use super::untaken::Untaken;
 use crate::deadline::{Deadline, parse_grpc_timeout};
-use crate::exchange::{Admission, Answer, Exchange, Failure, Outcome, Request as Call, Trace, Why};
-use crate::metrics::{CallLabels, Histogram, Metrics, micros};
-use crate::route::{Route, RouteTable};
-use crate::terms::STATUS_NAMES;
+use crate::exchange::{Admission, Answer, Exchange, Failure, Request as Call, Trace, Why};
+use crate::route::Route;
 
 static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 pub(super) static GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
@@ -31,55 +29,32 @@ pub(super) struct Unary {
     pub(super) exchange: Arc<Exchange>,
     pub(super) allowed: Arc<Allowed>,
     pub(super) message_bytes_max: usize,
-    /// By `Route::index`: where successes are counted, which is looked up once.
-    succeeded: Box<[OnceLock<Arc<Histogram>>]>,
     pace: Pace,
 }
 
 impl Unary {
-    pub(super) fn new(
-        exchange: Arc<Exchange>,
-        routes: &RouteTable,
-        allowed: Allowed,
-        message_bytes_max: usize,
-    ) -> Self {
-        let succeeded = routes.routes().iter().map(|_| OnceLock::new()).collect();
-        Self { exchange, allowed: Arc::new(allowed), message_bytes_max, succeeded, pace: Pace::new() }
+    pub(super) fn new(exchange: Arc<Exchange>, allowed: Allowed, message_bytes_max: usize) -> Self {
+        Self { exchange, allowed: Arc::new(allowed), message_bytes_max, pace: Pace::new() }
     }
 
     pub(super) async fn answer<B: RequestBody>(
         &self,
         route: &Arc<Route>,
         request: Request<B>,
-        untaken: &Arc<Untaken>,
+        mut account: Account,
     ) -> Response<Body> {
-        if !is_grpc(request.headers()) {
-            return not_grpc();
-        }
-        let succeeded = self.succeeded.get(route.index);
-        let deadline = deadline(route, request.headers());
-        let end = CountOnDrop {
-            metrics: self.exchange.metrics(),
-            succeeded,
-            route,
-            deadline: deadline.as_ref().ok().copied(),
-            code: None,
-        };
         let compression = wanted_compression(request.headers());
-        let answered = match deadline {
-            Ok(deadline) => self.call(route, request, deadline).await,
+        let answered = match deadline(route, request.headers()) {
+            Ok(deadline) => {
+                account.begin(deadline);
+                self.call(route, request, deadline, &mut account).await
+            }
             Err(status) => Err(status),
         };
         match answered {
-            Ok(answer) => self.respond(answer, compression, untaken, end),
-            Err(status) => refuse(status, end),
+            Ok(answer) => self.respond(answer, compression, account),
+            Err(status) => refuse(status, account),
         }
-    }
-
-    /// Counts a call that was not let in.
-    pub(super) fn count(&self, route: &Route, code: Code) {
-        let labels = CallLabels { method: Arc::clone(&route.path), code: code_name(code) };
-        self.exchange.metrics().calls.observe(&labels, 0);
     }
 
     async fn call<B: RequestBody>(
@@ -87,10 +62,11 @@ impl Unary {
         route: &Arc<Route>,
         request: Request<B>,
         deadline: Deadline,
+        account: &mut Account,
     ) -> Result<Answer, Status> {
-        let (call, admission) = self.receive(route, request, deadline).await?;
+        let (call, admission) = self.receive(route, request, deadline, account).await?;
         let answered = self.exchange.call_admitted(route, call, admission).await;
-        answered.map_err(|failure| refusal(route, &failure))
+        answered.map_err(|failure| refusal(account, &failure))
     }
 
     /// Lets a call in and reads its message.
@@ -99,6 +75,7 @@ impl Unary {
         route: &Arc<Route>,
         request: Request<B>,
         deadline: Deadline,
+        account: &mut Account,
     ) -> Result<(Call, Admission), Status> {
         let (head, body) = request.into_parts();
         let encoding = request_encoding(&head.headers)?;
@@ -110,19 +87,21 @@ impl Unary {
                 if matches!(*failure.why, Why::Overloaded { .. }) {
                     self.pace.turn(deadline.at()).await;
                 }
-                return Err(refusal(route, &failure));
+                return Err(refusal(account, &failure));
             }
         };
-        let hold = |bytes| admission.hold(bytes).map_err(|f| refusal(route, &f));
+        account.follow(admission.journey());
+        let hold = |bytes| admission.hold(bytes).map_err(|f| refusal(account, &f));
         // A caller that never finishes its message meets the same deadline.
         let read = timeout_at(deadline.at(), read_one(body, encoding, self.message_bytes_max, hold)).await;
         let message = match read {
             Ok(message) => message.map_err(status::of_unread_message)?,
             Err(_) => {
                 let trace = Trace::nothing_sent(Arc::clone(&route.request_topic));
-                return Err(status::of_failure(&Failure::new(Why::TooLate, trace)));
+                return Err(refusal(account, &Failure::new(Why::TooLate, trace)));
             }
         };
+        account.received(message.len());
         Ok((Call { message, metadata, deadline }, admission))
     }
 
@@ -130,8 +109,7 @@ impl Unary {
         &self,
         answer: Answer,
         compression: Option<CompressionEncoding>,
-        untaken: &Arc<Untaken>,
-        mut end: CountOnDrop<'_>,
+        mut account: Account,
     ) -> Response<Body> {
         let returned = self.allowed.give_back(&answer.reply.headers);
         match answer.reply.result {
@@ -143,14 +121,21 @@ impl Unary {
                     trailers.extend(ours);
                 }
                 let hold = |reply| {
-                    let room = || self.exchange.instance().budget.no_bytes(Instant::now());
-                    untaken.hold(reply, room).map_err(|waiting| status::of_untaken(waiting, &answer.trace))
+                    let room = || self.exchange.instance().budget.no_bytes();
+                    let held = account.peer().untaken.hold(reply, room);
+                    held.map_err(|waiting| status::of_untaken(waiting, &answer.trace))
                 };
+                let bytes = message.len();
                 let body = match unary_body(message, trailers, compression, hold) {
                     Ok(body) => body,
-                    Err(status) => return refuse(status, end),
+                    Err(status) => {
+                        account.told(answer.trace);
+                        return refuse(status, account);
+                    }
                 };
-                end.code = Some(Code::Ok);
+                account.told(answer.trace);
+                account.returns(bytes);
+                account.ends_well();
                 let mut response = Response::new(body);
                 *response.headers_mut() = returned.headers;
                 response.headers_mut().insert(header::CONTENT_TYPE, GRPC);
@@ -163,20 +148,28 @@ impl Unary {
                 // An error has trailers only.
                 let mut metadata = returned.headers;
                 metadata.extend(returned.trailers);
-                refuse(status::of_worker(worker, &answer.trace, metadata), end)
+                let status = status::of_worker(worker, &answer.trace, metadata);
+                account.told(answer.trace);
+                account.ends(&status, true);
+                into_http(status)
             }
         }
     }
 }
 
-pub(super) fn refusal(route: &Route, failure: &Failure) -> Status {
-    log_failure(route, failure);
+/// A failure of the call as its caller hears of it.
+pub(super) fn refusal(account: &mut Account, failure: &Failure) -> Status {
+    account.told(failure.trace.clone());
     status::of_failure(failure)
 }
 
-fn refuse(status: Status, mut end: CountOnDrop<'_>) -> Response<Body> {
+fn refuse(status: Status, mut account: Account) -> Response<Body> {
+    account.ends(&status, false);
+    into_http(status)
+}
+
+fn into_http(status: Status) -> Response<Body> {
     let code = status.code();
-    end.code = Some(code);
     let mut response = status.into_http();
     if code == Code::Unimplemented {
         response.headers_mut().insert(&GRPC_ACCEPT_ENCODING, ACCEPTED);
@@ -244,78 +237,12 @@ pub(super) fn encoding_name(encoding: CompressionEncoding) -> HeaderValue {
     }
 }
 
-fn log_failure(route: &Route, failure: &Failure) {
-    let Failure { why, trace } = failure;
-    let expected =
-        matches!(**why, Why::BadMessage(_) | Why::Unwritable(_)) || trace.outcome == Outcome::NotSent;
-    let id = trace.id.map(tracing::field::display);
-    let at = trace.at;
-    if expected {
-        tracing::debug!(method = &*route.path, %why, correlation_id = id, "call failed");
-    } else {
-        tracing::info!(method = &*route.path, %why, correlation_id = id, ?at, outcome = trace.outcome.as_str(), "call failed");
-    }
-}
-
-/// Counts the call when it ends. A caller that goes away drops the call, and
-/// this with it, before there is another code.
-struct CountOnDrop<'a> {
-    metrics: &'a Metrics,
-    /// Where the route's successes are counted, once there was one.
-    succeeded: Option<&'a OnceLock<Arc<Histogram>>>,
-    route: &'a Route,
-    deadline: Option<Deadline>,
-    code: Option<Code>,
-}
-
-impl CountOnDrop<'_> {
-    fn labels(&self) -> CallLabels {
-        let code = ended_with(self.code, self.deadline);
-        CallLabels { method: Arc::clone(&self.route.path), code: code_name(code) }
-    }
-}
-
-impl Drop for CountOnDrop<'_> {
-    fn drop(&mut self) {
-        // Without a deadline it failed at once: its grpc-timeout is malformed.
-        let took = self.deadline.map_or(0, |deadline| micros(deadline.began().elapsed()));
-        match (self.code, self.succeeded) {
-            (Some(Code::Ok), Some(succeeded)) => {
-                succeeded.get_or_init(|| self.metrics.calls.own(&self.labels())).observe(took);
-            }
-            _ => self.metrics.calls.observe(&self.labels(), took),
-        }
-    }
-}
-
-pub(super) fn code_name(code: Code) -> &'static str {
-    STATUS_NAMES[code as usize]
-}
-
-/// How a call has ended; one without a code was dropped, by its caller or at
-/// its deadline.
-pub(super) fn ended_with(code: Option<Code>, deadline: Option<Deadline>) -> Code {
-    match (code, deadline) {
-        (Some(code), _) => code,
-        (None, Some(deadline)) if deadline.is_about_to_pass() => Code::DeadlineExceeded,
-        (None, _) => Code::Cancelled,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn with(name: &'static str, value: &'static str) -> HeaderMap {
         HeaderMap::from_iter([(HeaderName::from_static(name), HeaderValue::from_static(value))])
-    }
-
-    #[test]
-    fn every_code_has_its_name() {
-        for (number, name) in STATUS_NAMES.iter().enumerate() {
-            assert_eq!(code_name(Code::from(number as i32)), *name);
-        }
-        assert_eq!(code_name(Code::Unauthenticated), "UNAUTHENTICATED");
     }
 
     #[test]

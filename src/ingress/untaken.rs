@@ -137,7 +137,7 @@ impl AsRef<[u8]> for Piece {
 
 #[cfg(test)]
 mod tests {
-    use tokio::time::{Instant, timeout};
+    use tokio::time::timeout;
 
     use super::*;
     use crate::exchange::budget::Budget;
@@ -154,7 +154,7 @@ mod tests {
     fn a_reply_counts_until_its_pieces_are_gone() {
         let (budget, untaken) = (budget(), Arc::new(Untaken::default()));
         let reply = Bytes::from(vec![7; LARGE]);
-        let mut waiting = untaken.hold(reply.clone(), || budget.no_bytes(Instant::now())).unwrap();
+        let mut waiting = untaken.hold(reply.clone(), || budget.no_bytes()).unwrap();
         assert_eq!(budget.bytes(), LARGE as u64);
         let mut pieces = Vec::new();
         while let Some(piece) = waiting.next() {
@@ -170,26 +170,25 @@ mod tests {
         drop(part);
         assert_eq!((budget.bytes(), untaken.waits()), (0, false));
         // Compressed, it counts as it was.
-        let mut waiting = untaken.hold(reply.clone(), || budget.no_bytes(Instant::now())).unwrap();
+        let mut waiting = untaken.hold(reply.clone(), || budget.no_bytes()).unwrap();
         let compressed = waiting.cover(Bytes::from_static(b"small"));
         drop(waiting);
         assert_eq!((budget.bytes(), &compressed[..]), (LARGE as u64, &b"small"[..]));
         drop(compressed);
         // One that is never written, too.
-        drop(untaken.hold(reply, || budget.no_bytes(Instant::now())).unwrap());
+        drop(untaken.hold(reply, || budget.no_bytes()).unwrap());
         assert_eq!((budget.bytes(), untaken.waits()), (0, false));
     }
 
     #[test]
     fn small_ones_are_not_counted_and_too_many_are_refused() {
         let (budget, untaken) = (budget(), Arc::new(Untaken::default()));
-        let mut small =
-            untaken.hold(Bytes::from_static(b"small"), || budget.no_bytes(Instant::now())).unwrap();
+        let mut small = untaken.hold(Bytes::from_static(b"small"), || budget.no_bytes()).unwrap();
         assert_eq!((small.next().unwrap(), small.next(), budget.bytes()), ("small".into(), None, 0));
         let reply = Bytes::from(vec![7; 16 * 1_024 * 1_024]);
         let mut held = Vec::new();
         let refused = loop {
-            match untaken.hold(reply.clone(), || budget.no_bytes(Instant::now())) {
+            match untaken.hold(reply.clone(), || budget.no_bytes()) {
                 Ok(waiting) => held.push(waiting),
                 Err(waiting) => break waiting,
             }
@@ -204,8 +203,7 @@ mod tests {
         let (budget, untaken) = (budget(), Arc::new(Untaken::default()));
         let patience = Duration::from_secs(20);
         assert!(timeout(patience * 10, untaken.stuck(patience)).await.is_err(), "nothing waits");
-        let mut waiting =
-            untaken.hold(Bytes::from(vec![7; PIECE_BYTES * 8]), || budget.no_bytes(Instant::now())).unwrap();
+        let mut waiting = untaken.hold(Bytes::from(vec![7; PIECE_BYTES * 8]), || budget.no_bytes()).unwrap();
         let moving = async {
             while waiting.next().is_some() {
                 sleep(patience * 3 / 4).await;
@@ -215,8 +213,7 @@ mod tests {
             () = untaken.stuck(patience) => panic!("it moves"),
             () = moving => {}
         }
-        let _waiting =
-            untaken.hold(Bytes::from(vec![7; PIECE_BYTES]), || budget.no_bytes(Instant::now())).unwrap();
+        let _waiting = untaken.hold(Bytes::from(vec![7; PIECE_BYTES]), || budget.no_bytes()).unwrap();
         assert!(timeout(patience * 3, untaken.stuck(patience)).await.is_ok());
     }
 }

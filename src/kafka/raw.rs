@@ -129,7 +129,12 @@ fn read_batches(data: PartitionData, offset: i64) -> Fetched {
         match RecordBatchDecoder::decode(&mut batch) {
             Ok(set) => {
                 let wanted = |r: &Record| !aborted.includes(r) && !r.control && r.offset >= offset;
-                fetched.records.extend(set.records.into_iter().filter(wanted).map(to_received));
+                fetched.records.extend(
+                    set.records
+                        .into_iter()
+                        .filter(wanted)
+                        .map(|record| to_received(data.partition_index, record)),
+                );
             }
             Err(error) => {
                 tracing::warn!(next_offset = end, %error, "a batch cannot be decoded; it is passed over");
@@ -187,10 +192,11 @@ fn next_batch(rest: &mut Bytes) -> Option<(Bytes, i64)> {
 }
 
 /// A header without a value says nothing, so it is left out.
-fn to_received(record: Record) -> Received {
+fn to_received(partition: i32, record: Record) -> Received {
     let headers = record.headers.into_iter();
     Received {
         offset: record.offset,
+        partition,
         timestamp_ms: record.timestamp,
         // Copied: a part would keep the whole answer alive.
         key: record.key.map(|key| Bytes::copy_from_slice(&key)),

@@ -53,7 +53,9 @@ impl Reader {
             None if offset < high_watermark && asked_at.elapsed() < wait / 2 => offset + 1,
             None => offset,
         };
-        Ok(Fetched { records: records.into_iter().map(from_rskafka).collect(), next_offset, high_watermark })
+        let partition = self.client.partition();
+        let records = records.into_iter().map(|record| from_rskafka(partition, record)).collect();
+        Ok(Fetched { records, next_offset, high_watermark })
     }
 
     fn deed(&self, operation: &'static str) -> Deed<'_> {
@@ -121,10 +123,11 @@ impl PartitionReader for Reader {
     }
 }
 
-fn from_rskafka(received: RecordAndOffset) -> Received {
+fn from_rskafka(partition: i32, received: RecordAndOffset) -> Received {
     let RecordAndOffset { record, offset } = received;
     Received {
         offset,
+        partition,
         timestamp_ms: record.timestamp.timestamp_millis(),
         key: record.key.map(Bytes::from),
         value: record.value.map(Bytes::from),

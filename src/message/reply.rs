@@ -237,6 +237,7 @@ mod tests {
     fn record(value: Option<&'static [u8]>, headers: &[(&'static str, &'static str)]) -> Received {
         Received {
             offset: 1,
+            partition: 0,
             timestamp_ms: 0,
             key: None,
             value: value.map(Bytes::from_static),
@@ -315,7 +316,7 @@ mod tests {
             details: Bytes::from_static(b"\x01\xff"),
         };
         let headers = reply_headers(&status);
-        let record = Received { offset: 0, timestamp_ms: 0, key: None, value: None, headers };
+        let record = Received { offset: 0, partition: 0, timestamp_ms: 0, key: None, value: None, headers };
         assert_eq!(decode(record), Ok(Err(status)));
     }
 
@@ -332,7 +333,7 @@ mod tests {
                 (HeaderName::Borrowed(GRPC_MESSAGE), Bytes::from(message)),
                 (HeaderName::Borrowed(GRPC_STATUS_DETAILS), Bytes::from(details)),
             ];
-            let record = Received { offset: 0, timestamp_ms: 0, key: None, value: value.map(Bytes::from), headers };
+            let record = Received { offset: 0, partition: 0, timestamp_ms: 0, key: None, value: value.map(Bytes::from), headers };
             if let Ok(Reply { result: Err(status), .. }) = Reply::decode(record, &SPRING, false, 16) {
                 prop_assert!((1..=16).contains(&status.code));
             }

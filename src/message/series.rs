@@ -101,6 +101,7 @@ mod tests {
     fn record(value: Option<&'static str>, headers: Headers<'_>) -> Received {
         Received {
             offset: 0,
+            partition: 0,
             timestamp_ms: 0,
             key: None,
             value: value.map(|value| Bytes::from_static(value.as_bytes())),

@@ -186,6 +186,12 @@ pub const ROWS: &[Row] = &[
         &["kind"],
         "Calls with an idempotency key: first, joined, kept, conflict, full",
     ),
+    row(
+        "antiphon_access_log_dropped",
+        "counter",
+        &[],
+        "Lines of the access log that were not written: more came than could be, or the file takes none",
+    ),
 ];
 
 /// What a metric says; `name` without its prefix and unit.

@@ -268,7 +268,14 @@ mod tests {
     fn record(offset: i64, last: bool, bytes: usize) -> Option<Received> {
         let headers =
             if last { vec![("antiphon-last".into(), Bytes::from_static(b"true"))] } else { Vec::new() };
-        Some(Received { offset, timestamp_ms: 0, key: None, value: Some(vec![0; bytes].into()), headers })
+        Some(Received {
+            offset,
+            partition: 0,
+            timestamp_ms: 0,
+            key: None,
+            value: Some(vec![0; bytes].into()),
+            headers,
+        })
     }
 
     fn poll(replies: &Replies) -> Option<Next> {

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use prost_reflect::{MessageDescriptor, MethodDescriptor, ServiceDescriptor};
 use prost_types::method_options::IdempotencyLevel;
 
@@ -176,6 +177,7 @@ impl<'a> Judge<'a> {
         self.check_reply_partition(mode, &dialect);
         Route {
             index,
+            path_bytes: Bytes::copy_from_slice(path.as_bytes()),
             path,
             service: service.full_name().into(),
             method: self.method.name().into(),

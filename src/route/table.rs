@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use prost_reflect::MessageDescriptor;
 
 use super::compile::distinct_topics;
@@ -117,6 +118,8 @@ pub struct Route {
     pub index: usize,
     /// `/pkg.Service/Method`.
     pub path: Arc<str>,
+    /// The same as records have it.
+    pub path_bytes: Bytes,
     /// Full name of the service.
     pub service: Arc<str>,
     /// Name of the method.

@@ -82,7 +82,14 @@ mod tests {
 
     fn record(headers: &[(&'static str, &'static str)]) -> Received {
         let headers = headers.iter().map(|(n, v)| ((*n).into(), Bytes::from_static(v.as_bytes())));
-        Received { offset: 0, timestamp_ms: 0, key: None, value: None, headers: headers.collect() }
+        Received {
+            offset: 0,
+            partition: 0,
+            timestamp_ms: 0,
+            key: None,
+            value: None,
+            headers: headers.collect(),
+        }
     }
 
     #[test]

@@ -391,6 +391,7 @@ fn received(topics: &mut HashMap<String, Arc<str>>, message: &BorrowedMessage<'_
     });
     let record = Received {
         offset: message.offset(),
+        partition: message.partition(),
         timestamp_ms: message.timestamp().to_millis().unwrap_or(-1),
         key: message.key().map(Bytes::copy_from_slice),
         value: message.payload().map(Bytes::copy_from_slice),

@@ -126,7 +126,7 @@ impl Bench {
             all.push(((*name).into(), Bytes::from(value.clone())));
         }
         let key = Some(Bytes::copy_from_slice(key.as_bytes()));
-        let record = Received { offset, timestamp_ms: 0, key, value, headers: all };
+        let record = Received { offset, partition: 0, timestamp_ms: 0, key, value, headers: all };
         self.events.send(Event::Records(vec![Inbound { partition: place(0), record }])).unwrap();
         offset
     }

@@ -111,8 +111,8 @@ class Requests:
         self.records = 0
 
 
-def read_requests(bootstrap, topics):
-    found = Requests()
+def read_back(bootstrap, topics):
+    """Every record of these topics ({name: partitions}), as they are now."""
     reader = consumer(bootstrap, **{"socket.timeout.ms": 10_000})
     try:
         left = {}
@@ -126,18 +126,24 @@ def read_requests(bootstrap, topics):
         until = time.monotonic() + READ_BACK_SECONDS_MAX
         while left:
             if time.monotonic() > until:
-                raise TimeoutError(f"request topics not read back: {left}")
+                raise TimeoutError(f"topics not read back: {left}")
             for record in reader.consume(5_000, timeout=0.5):
                 if record.error() is not None:
                     continue
+                yield record
                 place = record.topic(), record.partition()
-                found.records += 1
-                identity = correlation_id(record)
-                if identity is not None:
-                    found.places[identity].add((*place, record.offset()))
-                    found.ids_of_key[place[0], (record.key() or b"").decode(errors="replace")].add(identity)
                 if record.offset() + 1 >= left.get(place, 1 << 62):
                     del left[place]
     finally:
         reader.close()
+
+
+def read_requests(bootstrap, topics):
+    found = Requests()
+    for record in read_back(bootstrap, topics):
+        found.records += 1
+        identity = correlation_id(record)
+        if identity is not None:
+            found.places[identity].add((record.topic(), record.partition(), record.offset()))
+            found.ids_of_key[record.topic(), (record.key() or b"").decode(errors="replace")].add(identity)
     return found

@@ -1,12 +1,14 @@
 """Three brokers of Apache Kafka, what can be done to them, and the gateways in
 front of them."""
 
+import bisect
 import re
 import subprocess
 import threading
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
@@ -18,6 +20,7 @@ BROKERS = 3
 PROXIED_OFFSET, PROXY_OFFSET = 20, 30
 REPAIR_SECONDS_MAX = 90
 READY_POLL_SECONDS = 0.025
+STARVED_POLL_SECONDS = 0.02
 QUIET = {"log_level": 0, "allow.auto.create.topics": False}
 
 
@@ -125,25 +128,29 @@ def settle(futures, *accepted):
 
 class Gateway(Process):
     """`antiphon serve` whose deadlines are its own: every call ends after
-    `deadline`, however patient the caller is."""
+    `deadline`, however patient the caller is. `limits` are more sections,
+    `services` more settings of a service, `grpc` more lines of [grpc]."""
 
-    def __init__(self, folder, binary, bootstrap, deadline, name="gateway", port=0, limits=""):
+    def __init__(self, folder, binary, bootstrap, deadline, name="gateway", port=0, limits="", services=None, grpc=""):
         config = folder / f"{name}.toml"
-        services = ["payments.v1.PaymentService", "delivery.v1.DeliveryRadiusService", "echo.v1.EchoService"]
+        settings = {"payments.v1.PaymentService": "", "delivery.v1.DeliveryRadiusService": "", "echo.v1.EchoService": ""}
+        settings |= services or {}
         duration = f"{round(deadline * 1000)}ms"
         timeouts = "\n".join(
-            f'[service."{service}"]\ntimeout = "{duration}"\ntimeout_max = "{duration}"\n' for service in services
+            f'[service."{service}"]\ntimeout = "{duration}"\ntimeout_max = "{duration}"\n{more}'
+            for service, more in settings.items()
         )
         servers = ", ".join(f'"{server}"' for server in bootstrap.split(","))
         config.write_text(
             f"[kafka]\nbootstrap_servers = [{servers}]\n\n"
-            f'[grpc]\nlisten = "127.0.0.1:{port}"\n\n[admin]\nlisten = "127.0.0.1:0"\n\n{limits}{timeouts}'
+            f'[grpc]\nlisten = "127.0.0.1:{port}"\n{grpc}\n[admin]\nlisten = "127.0.0.1:0"\n\n{limits}{timeouts}'
         )
         command = [str(binary), "serve", "--config", str(config), "--proto-path", str(PROTO_DIR)]
         for proto in PROTOS:
             command += ["--proto", str(PROTO_DIR / proto)]
         super().__init__(folder, name, command)
         self.readiness = None
+        self.starved = Starved(self.child)
 
     def wait_ready(self):
         def ready():
@@ -157,14 +164,17 @@ class Gateway(Process):
 
     def metric(self, name, labels=""):
         """The sum of a metric's samples that have these labels."""
-        with urllib.request.urlopen(f"http://{self.admin}/metrics", timeout=5) as answer:
-            text = answer.read().decode()
-        values = re.findall(rf"^{name}(?:\{{.*{labels}.*\}})? (\S+)", text, re.MULTILINE)
+        values = re.findall(rf"^{name}(?:\{{.*{labels}.*\}})? (\S+)", self.scrape(), re.MULTILINE)
         return sum(float(value) for value in values)
+
+    def scrape(self):
+        with urllib.request.urlopen(f"http://{self.admin}/metrics", timeout=5) as answer:
+            return answer.read().decode()
 
     def end(self):
         if self.readiness is not None:
             self.readiness.stop()
+        self.starved.stop()
         super().end()
 
 
@@ -202,3 +212,40 @@ class Readiness:
     def stop(self):
         self._stopping.set()
         self._thread.join(6)
+
+
+class Starved:
+    """For how long a process was ready to run and had no processor: the kernel
+    counts it for each thread (the second number of /proc/PID/schedstat)."""
+
+    def __init__(self, child):
+        self.tasks = Path(f"/proc/{child.pid}/task")
+        self.moments, self.waited = [], []  # Unix seconds; {thread: seconds}
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self):
+        while not self._stopping.wait(STARVED_POLL_SECONDS):
+            waited = {}
+            moment = time.time()
+            for task in self.tasks.glob("*/schedstat"):
+                try:
+                    waited[task.parent.name] = int(task.read_text().split()[1]) / 1e9
+                except (OSError, IndexError):  # The thread has just ended.
+                    continue
+            if waited:
+                self.moments.append(moment)
+                self.waited.append(waited)
+
+    def seconds(self, began, ended):
+        """Of the thread that waited most between two moments."""
+        if not self.moments:
+            return 0.0
+        before = self.waited[max(bisect.bisect_right(self.moments, began) - 1, 0)]
+        after = self.waited[min(bisect.bisect_left(self.moments, ended), len(self.moments) - 1)]
+        return max((waited - before.get(thread, 0.0) for thread, waited in after.items()), default=0.0)
+
+    def stop(self):
+        self._stopping.set()
+        self._thread.join(5)

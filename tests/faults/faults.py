@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cluster import Cluster
 from harness import PARTITIONS, TOPICS, Failure, check, wait_until
-from row import WARM_UP_SECONDS, Row, worker_lines
+from row import RECOVERED_SECONDS, WARM_UP_SECONDS, Row, worker_lines
 
 PAYMENTS = TOPICS[0]
 CLIENT_ID = "antiphon"
@@ -378,7 +378,8 @@ def run_row(kind, title, options, cluster, progress):
         row.start_load()
         row.hold(WARM_UP_SECONDS)
         row.fault()
-        row.hold(options.seconds)
+        row.hold(options.seconds - RECOVERED_SECONDS)
+        row.await_recovery()
         row.finish()
         found = row.account(row.requests())
         keep = bool(found["broken"]) or options.keep

@@ -3,10 +3,11 @@
 
     tests/faults/run.py faults --antiphon target/release/antiphon [--quick]
     tests/faults/run.py memory --antiphon target/release/antiphon
+    tests/faults/run.py truth --antiphon target/release/antiphon
 
 Needs what tests/e2e/run.py needs, and shares its venv; Go builds the load
-generator in load/. This file only prepares; faults.py and memory.py are what
-is run.
+generator in load/. This file only prepares; faults.py, memory.py and
+truth.py are what is run.
 """
 
 import importlib.util
@@ -18,7 +19,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 E2E = HERE.parent / "e2e"
-PROGRAMS = ["faults", "memory"]
+PROGRAMS = ["faults", "memory", "truth"]
 
 
 def build_load(folder):

@@ -82,6 +82,7 @@ impl TestGateway {
         config.reply.replication_factor = 1;
         config.reply.fetch_wait = Duration::from_millis(100);
         config.kafka.metadata_refresh = Duration::from_millis(500);
+        config.access_log.enabled = false;
         TestGatewayBuilder {
             config,
             protos: ["payments/v1/payments.proto", "delivery/v1/delivery.proto", "echo/v1/echo.proto"]

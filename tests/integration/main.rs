@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, unreachable_pub, reason = "a test fails by panicking")]
 
 mod abuse;
+mod access_log;
 mod aggregate;
 mod bad_input;
 mod bench;

@@ -42,6 +42,7 @@ async function failure(call: Promise<unknown>) {
   throw new Error('the call did not fail')
 }
 
+// ANCHOR: pay
 /** A call, its reply and its trailers. */
 async function pay(): Promise<Result> {
   let trailers = new Headers()
@@ -53,6 +54,7 @@ async function pay(): Promise<Result> {
     trailers: antiphonTrailers(trailers)
   }
 }
+// ANCHOR_END: pay
 
 /** An error of the business, with its google.rpc details. */
 async function refused(request: ReturnType<typeof order>): Promise<Result> {

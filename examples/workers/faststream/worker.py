@@ -56,6 +56,7 @@ class Requests(BaseMiddleware):
 
 
 # Without these, what a handler raises is logged and the request committed.
+# ANCHOR: errors
 errors = ExceptionMiddleware()
 
 
@@ -72,6 +73,7 @@ async def answer_error(error: Exception, message: KafkaMessage):
     if status.details:
         headers["grpc-status-details-bin"] = base64.b64encode(status.SerializeToString()).decode()
     return KafkaResponse(b"", headers=headers, key=message.raw_message.key)
+# ANCHOR_END: errors
 
 
 broker = KafkaBroker(
@@ -88,6 +90,7 @@ broker = KafkaBroker(
 app = FastStream(broker)
 
 
+# ANCHOR: handler
 @broker.subscriber(
     TOPIC,
     group_id=GROUP,
@@ -107,6 +110,7 @@ async def answer(payload: bytes, message: KafkaMessage):
     # allow-list decides.
     along = {name: text for name, text in headers.items() if name.startswith("x-")}
     return KafkaResponse(value, headers=along, key=message.raw_message.key)
+# ANCHOR_END: handler
 
 
 answers = OrderedDict()

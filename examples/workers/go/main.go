@@ -17,6 +17,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 
+	// ANCHOR: server
 	server, err := kafkagrpc.NewServer(kafkagrpc.Config{
 		Brokers: cmp.Or(os.Getenv("KAFKA_BOOTSTRAP"), "127.0.0.1:9092"),
 		Group:   cmp.Or(os.Getenv("KAFKA_GROUP"), "payments"),
@@ -27,6 +28,7 @@ func main() {
 		paymentsv1.RegisterPaymentServiceServer(server, payments{})
 		err = server.Run(ctx)
 	}
+	// ANCHOR_END: server
 	if err != nil {
 		slog.Error("the worker ended", "error", err)
 		os.Exit(1)

@@ -72,6 +72,7 @@ async function oncePerKey(key, method, payload) {
   return answer
 }
 
+// ANCHOR: answer
 async function answerTo(method, payload) {
   try {
     const call = methods.get(method)
@@ -81,6 +82,7 @@ async function answerTo(method, payload) {
     return refusal(error)
   }
 }
+// ANCHOR_END: answer
 
 function refusal(error) {
   count.errors++
@@ -88,6 +90,7 @@ function refusal(error) {
   return { value: Buffer.alloc(0), headers: errorHeaders(error) }
 }
 
+// ANCHOR: reply
 async function reply(request, { value, headers }) {
   const correlation = request.headers.get('kafka_correlationId')
   const replyTopic = request.headers.get('kafka_replyTopic')
@@ -107,6 +110,7 @@ async function reply(request, { value, headers }) {
     console.error(`reply to ${replyTopic} lost:`, error)
   }
 }
+// ANCHOR_END: reply
 
 const buffers = headers => new Map([...headers].map(([name, value]) => [Buffer.from(name), Buffer.from(value)]))
 

@@ -245,6 +245,7 @@ class Handler:
         )  # fmt: skip
         return True
 
+    # ANCHOR: answer
     def _answer(self, method, payload):
         """The request, the reply's value (empty on an error) and error headers."""
         request = None
@@ -268,6 +269,7 @@ class Handler:
             self.errors += 1
             log.exception("%s failed", method)
             return request, b"", error_headers(INTERNAL, f"{type(error).__name__}: {error}")
+    # ANCHOR_END: answer
 
     def _note(self, record, headers, method, request, errors, repeat):
         if self.journal is None:
@@ -289,6 +291,7 @@ class Handler:
                 line[field] = getattr(request, field)
         self.journal.write(json.dumps(line) + "\n")
 
+    # ANCHOR: reply
     def _reply(self, record, headers, value, errors):
         correlation_id, topic = headers.get("kafka_correlationId"), headers.get("kafka_replyTopic")
         if correlation_id is None or topic is None:
@@ -308,6 +311,7 @@ class Handler:
             try:
                 self.producer.produce(topic, **arguments)
                 return
+    # ANCHOR_END: reply
             except BufferError:
                 self.producer.poll(0.1)
             except KafkaException as error:

@@ -6,14 +6,16 @@ mod check;
 mod demo;
 mod dlq;
 mod exit;
+mod health;
 mod serve;
+mod shell;
 mod why;
 
 use std::process::ExitCode;
 
 use antiphon::config::Flags;
 use clap::error::ErrorKind;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 /// Half of what rskafka costs per record is allocation, and calls allocate for
 /// their headers; a faster allocator is the cheapest saving there is.
@@ -48,6 +50,15 @@ enum Command {
     /// Measure a gRPC server: calls a second, latency, CPU time
     #[command(after_help = BENCH_EXAMPLES)]
     Bench(Box<bench::BenchFlags>),
+    /// Ask a running gateway whether it is ready, for health checks
+    #[command(after_help = HEALTH_EXAMPLES)]
+    Health(Flags),
+    /// Print what completes the command line, for bash, zsh, fish and others
+    #[command(after_help = COMPLETIONS_EXAMPLES)]
+    Completions(shell::CompletionsFlags),
+    /// Print a manual page, or write all of them
+    #[command(after_help = MAN_EXAMPLES)]
+    Man(shell::ManFlags),
 }
 
 const EXAMPLES: &str = "\
@@ -112,6 +123,29 @@ All calls count, those that fail too. Ctrl-C ends early with what was measured.
 Exit codes: 0 if any call succeeded, 1 if none did, 64 for wrong usage, 69 if
 the server cannot be reached.";
 
+const HEALTH_EXAMPLES: &str = "\
+Examples:
+  antiphon health
+  antiphon health --config antiphon.toml
+  antiphon health --admin-listen 0.0.0.0:9464
+
+Asks /ready of the admin listener, which is found as `antiphon serve` finds it:
+by the same flags, environment and file. Says what it says.
+Exit codes: 0 if the gateway is ready, 1 if it is not, 69 if nobody answers, 64
+for wrong usage, 78 for wrong configuration.";
+
+const COMPLETIONS_EXAMPLES: &str = "\
+Examples:
+  antiphon completions bash > /etc/bash_completion.d/antiphon
+  antiphon completions zsh > \"${fpath[1]}/_antiphon\"
+  antiphon completions fish > ~/.config/fish/completions/antiphon.fish";
+
+const MAN_EXAMPLES: &str = "\
+Examples:
+  antiphon man serve | man -l -
+  antiphon man dlq list | man -l -
+  antiphon man --out /usr/local/share/man/man1";
+
 fn main() -> ExitCode {
     match Arguments::try_parse() {
         Ok(arguments) => run(arguments.command),
@@ -128,6 +162,9 @@ fn run(command: Command) -> ExitCode {
         Command::Dlq(command) => dlq::run(&command),
         Command::Why(flags) => why::run(&flags),
         Command::Bench(flags) => bench::run(&flags),
+        Command::Health(flags) => health::run(&flags),
+        Command::Completions(flags) => shell::completions(&flags, Arguments::command()),
+        Command::Man(flags) => shell::man(&flags, Arguments::command()),
     }
 }
 

@@ -93,6 +93,7 @@ pub(crate) fn could_not_start(error: &StartError) -> ExitCode {
         | StartError::Settings(_)
         | StartError::RegistrySettings(_)
         | StartError::Tls(_)
+        | StartError::AccessLog(_)
         | StartError::Reflection(_) => exit::CONFIG,
         StartError::Keys(KeysUnavailable::File { .. } | KeysUnavailable::Url { .. }) => exit::UNAVAILABLE,
         StartError::Keys(_) => exit::CONFIG,

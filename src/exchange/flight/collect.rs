@@ -63,7 +63,7 @@ impl Collecting {
             // The largest message has room, with its headers.
             bytes_max: limits::REPLY_BYTES_PER_CALL_MAX.max(exchange.message_bytes_max().saturating_mul(2)),
         };
-        let room = Box::new(exchange.instance().budget.no_bytes(Instant::now()));
+        let room = Box::new(exchange.instance().budget.no_bytes());
         Self {
             replies: Arc::new(Replies::new(series, bounds, room)),
             tally: Tally { expected: count, ..Tally::default() },
@@ -187,6 +187,7 @@ impl Flight {
     /// A worker is alive, whatever it says; and what it says to a call that was
     /// given up is kept beside the dead letter.
     fn hear_from_worker(&mut self, record: &Received) {
+        self.note_reply(record);
         self.settle(Ending::Answered);
         if self.landed {
             let partition = self.exchange.reply_partition();

@@ -37,7 +37,14 @@ pub(super) fn assert_headers(found: &[(HeaderName, Bytes)], expected: &[(&str, &
 
 pub(super) fn reply(value: Option<&'static [u8]>, headers: &[(&'static str, &'static [u8])]) -> Received {
     let headers = headers.iter().map(|(n, v)| (HeaderName::Borrowed(*n), Bytes::from_static(v))).collect();
-    Received { offset: 0, timestamp_ms: 0, key: None, value: value.map(Bytes::from_static), headers }
+    Received {
+        offset: 0,
+        partition: 0,
+        timestamp_ms: 0,
+        key: None,
+        value: value.map(Bytes::from_static),
+        headers,
+    }
 }
 
 fn every_dialect() -> [Dialect; 7] {

@@ -113,7 +113,7 @@ func main() {
 	flag.Var(&o.gateways, "gateway", "HOST:PORT; may be repeated")
 	flag.StringVar(&o.out, "out", "", "file of the calls")
 	flag.StringVar(&o.run, "run", "", "begins every key")
-	flag.StringVar(&o.kind, "kind", "pay", "pay, radius or echo; of the scenarios checkout, transfer or notify")
+	flag.StringVar(&o.kind, "kind", "pay", "pay, radius, echo or mixed; of the scenarios checkout, transfer or notify")
 	flag.Float64Var(&o.rate, "rate", 500, "calls a second")
 	flag.Float64Var(&o.seconds, "seconds", 600, "")
 	flag.Float64Var(&o.deadline, "deadline", 10, "seconds, as the gateway is configured")
@@ -241,6 +241,9 @@ func (c *caller) call(number int, due time.Time) {
 
 func (c *caller) request(number int) (string, request) {
 	kind := c.kind
+	if kind == "mixed" {
+		return newMixedRequest(c.run, number)
+	}
 	if c.radiusEvery > 0 && number%c.radiusEvery == 0 {
 		kind = "radius"
 	}
@@ -262,6 +265,9 @@ func (c *caller) attempt(channel *grpc.ClientConn, request request, l *line) {
 	// what is measured here is its clock and not this client's timer.
 	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(c.deadline*float64(time.Second))+guard)
 	defer cancel()
+	if request.cancelAfter > 0 {
+		defer time.AfterFunc(request.cancelAfter, cancel).Stop()
+	}
 	ctx = context.WithValue(ctx, resends{}, l)
 	if request.once != "" && !c.careless {
 		ctx = metadata.AppendToOutgoingContext(ctx, "idempotency-key", request.once)

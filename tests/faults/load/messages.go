@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"strconv"
+	"time"
 
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -19,6 +20,8 @@ type request struct {
 	once string
 	// The reply's field that the account wants to see; 0 for none.
 	shown protowire.Number
+	// When its caller goes away; 0 for never.
+	cancelAfter time.Duration
 }
 
 // newRequest writes the few fields by their numbers in proto/, so that no

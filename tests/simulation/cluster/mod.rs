@@ -77,6 +77,7 @@ struct TopicState {
 
 #[derive(Default)]
 struct Partition {
+    index: i32,
     start: i64,
     records: Vec<Stored>,
     leader: u64,
@@ -150,7 +151,7 @@ impl SimCluster {
         }
         state.incarnations += 1;
         let incarnation = state.incarnations;
-        let partitions = (0..partitions).map(|_| Partition::default()).collect();
+        let partitions = (0..partitions).map(|index| Partition { index, ..Partition::default() }).collect();
         state.topics.insert(topic.to_owned(), TopicState { incarnation, partitions });
         drop(state);
         self.0.changed.notify_waiters();
@@ -566,6 +567,7 @@ impl Partition {
         let offset = self.end();
         self.records.push(Stored::Record(Received {
             offset,
+            partition: self.index,
             timestamp_ms: now.as_millis() as i64,
             key: record.key.clone(),
             value: record.value.clone(),

@@ -8,6 +8,7 @@ import { Refused, errorHeaders } from './status.js'
  * Nest answers in its own way, in `kafka_nest-err`: "Internal server error" and
  * no more.
  */
+// ANCHOR: filter
 @Catch()
 export class GrpcExceptionFilter implements RpcExceptionFilter {
   private readonly logger = new Logger(GrpcExceptionFilter.name)
@@ -18,3 +19,4 @@ export class GrpcExceptionFilter implements RpcExceptionFilter {
     return of({ key, value: Buffer.alloc(0), headers: errorHeaders(error) })
   }
 }
+// ANCHOR_END: filter

@@ -16,6 +16,7 @@ const PARTITIONS_AT_ONCE_MAX = 6
 })
 class WorkerModule {}
 
+// ANCHOR: app
 const app = await NestFactory.createMicroservice<MicroserviceOptions>(WorkerModule, {
   strategy: new AcknowledgedServerKafka({
     client: { clientId: 'payments-worker', brokers: settings.brokers },
@@ -30,5 +31,6 @@ const app = await NestFactory.createMicroservice<MicroserviceOptions>(WorkerModu
     send: { acks: -1 }
   })
 })
+// ANCHOR_END: app
 app.enableShutdownHooks()
 await app.listen()

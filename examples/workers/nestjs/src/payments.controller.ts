@@ -22,6 +22,7 @@ export class PaymentsController {
     ])
   }
 
+  // ANCHOR: handler
   @MessagePattern(settings.topic)
   async answer(@Payload() payload: Buffer | object, @Ctx() context: KafkaContext) {
     const { key, headers = {} } = context.getMessage()
@@ -31,4 +32,5 @@ export class PaymentsController {
     const along = Object.entries(headers).filter(([name]) => name.startsWith('x-'))
     return { key, value: await method(payload as never), headers: Object.fromEntries(along) }
   }
+  // ANCHOR_END: handler
 }

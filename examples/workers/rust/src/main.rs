@@ -40,6 +40,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             _ = interrupt.recv() => {}
         }
     };
+    // ANCHOR: kit
     let kit = Kit::new()
         .settings(|settings| {
             settings.order = order;
@@ -47,6 +48,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         })
         .handle("/payments.v1.PaymentService/Pay", payments::pay)
         .handle("/payments.v1.PaymentService/Refund", payments::refund);
+    // ANCHOR_END: kit
     let metrics = kit.metrics().clone();
     let ended = kit.run(RdKafkaDriver::start(&config)?, stop).await?;
     tracing::info!(

@@ -44,10 +44,12 @@ async fn decide(
     currency: &str,
     granted: PaymentState,
 ) -> Result<PaymentState, WorkerError> {
+    // ANCHOR: errors
     if amount_minor <= 0 {
         let info = error_info("FIELD_INVALID", "field", "amount_minor");
         return Err(WorkerError::invalid("amount_minor", "must be above zero").with_detail(&info));
     }
+    // ANCHOR_END: errors
     if currency == "XXX" {
         let info = error_info("CURRENCY_NOT_SUPPORTED", "currency", currency);
         let text = format!("currency {currency} is not supported");

@@ -49,6 +49,7 @@ public class PaymentProcessor {
         this.answerErrors = answerErrors;
     }
 
+    // ANCHOR: processor
     @Incoming("requests")
     @Outgoing("replies")
     @Blocking
@@ -89,6 +90,7 @@ public class PaymentProcessor {
         var metadata = OutgoingKafkaRecordMetadata.builder().withKey(record.getKey()).withHeaders(headers).build();
         return request.withPayload(value).addMetadata(metadata);
     }
+    // ANCHOR_END: processor
 
     /** The reply's value; whatever is thrown becomes headers and an empty value. */
     private byte[] answer(Headers request, byte[] payload, Headers reply) {
@@ -126,6 +128,7 @@ public class PaymentProcessor {
         }
     }
 
+    // ANCHOR: status
     private static void addStatus(Headers reply, Status status) {
         String message = URLEncoder.encode(status.getMessage(), StandardCharsets.UTF_8).replace("+", "%20");
         reply.add("grpc-status", Integer.toString(status.getCode()).getBytes(StandardCharsets.US_ASCII));
@@ -134,6 +137,7 @@ public class PaymentProcessor {
             reply.add("grpc-status-details-bin", Base64.getEncoder().encode(status.toByteArray()));
         }
     }
+    // ANCHOR_END: status
 
     private static String text(Headers headers, String name) {
         Header header = headers.lastHeader(name);

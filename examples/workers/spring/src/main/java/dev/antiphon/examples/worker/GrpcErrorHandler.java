@@ -24,6 +24,7 @@ class GrpcErrorHandler implements KafkaListenerErrorHandler {
 
     private static final Logger log = LoggerFactory.getLogger(GrpcErrorHandler.class);
 
+    // ANCHOR: errors
     @Override
     public Object handleError(Message<?> request, ListenerExecutionFailedException failure) {
         Throwable cause = failure.getCause() == null ? failure : failure.getCause();
@@ -42,6 +43,7 @@ class GrpcErrorHandler implements KafkaListenerErrorHandler {
         }
         return reply.build();
     }
+    // ANCHOR_END: errors
 
     static Status status(Throwable cause) {
         if (cause instanceof Refused refused) {

@@ -26,6 +26,7 @@ class PaymentListener {
         this.answers = answers;
     }
 
+    // ANCHOR: listener
     @KafkaListener(topics = "${worker.topic}", errorHandler = "${worker.error-handler}")
     @SendTo
     byte[] onRequest(
@@ -37,6 +38,7 @@ class PaymentListener {
             return reply == null ? null : reply.toByteArray();
         });
     }
+    // ANCHOR_END: listener
 
     private MessageLite answer(String method, byte[] payload) {
         try {

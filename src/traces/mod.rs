@@ -1,0 +1,5 @@
+//! Traces: the context that travels with calls.
+
+mod context;
+
+pub use context::Context;
