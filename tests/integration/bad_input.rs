@@ -190,6 +190,7 @@ async fn replies_that_make_no_sense_are_internal() {
             "is not base64",
         ),
         ("tombstone", None, &[], "it has no value (a tombstone) and no grpc-status"),
+        ("error page", Some(b"<html>502</html>"), &[], "is no echo.v1.EchoReply: "),
     ];
     let gateway = TestGateway::build().start().await;
     for (name, value, headers, message) in cases {

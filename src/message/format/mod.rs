@@ -87,7 +87,9 @@ impl Format {
         match self {
             Self::Protobuf => proved(output, value),
             Self::Json(_) => json::decode(output, &value),
-            Self::ConfluentProtobuf(_) => confluent::split(&value).and_then(|(_, message)| proved(output, message)),
+            Self::ConfluentProtobuf(_) => {
+                confluent::split(&value).and_then(|(_, message)| proved(output, message))
+            }
         }
     }
 }
