@@ -170,7 +170,7 @@ async fn a_partition_that_does_not_exist_is_named() {
 #[tokio::test]
 async fn replies_that_make_no_sense_are_internal() {
     type Headers = &'static [(&'static str, &'static str)];
-    let cases: [(&str, Option<&'static [u8]>, Headers, &str); 4] = [
+    let cases: [(&str, Option<&'static [u8]>, Headers, &str); 5] = [
         (
             "word for a status",
             Some(b""),
