@@ -90,6 +90,17 @@ bank *ARGS:
     cargo build --release --locked
     python3 examples/bank/run.py {{ARGS}}
 
+# The console in headless Chromium, on a gateway with a real worker.
+console *ARGS:
+    cargo build --release --locked --bin antiphon --example dev_broker
+    python3 tests/console/run.py {{ARGS}}
+
+# Eight incidents on Apache Kafka with a real Prometheus, each ended by the commands
+# of docs/runbook.md; prints a table. `--quick` for shorter windows of the alerts.
+incidents *ARGS:
+    cargo build --release --locked
+    python3 tests/incidents/run.py --antiphon target/release/antiphon {{ARGS}}
+
 # Dashboard and alerts against a real Prometheus (Debian: apt-get install prometheus).
 metrics *ARGS:
     cargo build --release --locked --bin antiphon --example dev_broker

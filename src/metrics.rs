@@ -17,8 +17,9 @@ use prometheus_client::metrics::family::Family;
 pub use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::gauge::Gauge as AnyGauge;
 use prometheus_client::registry::{Metric, Registry};
+use tokio::time::Instant;
 
-pub use histogram::{Histogram, Histograms};
+pub use histogram::{Histogram, Histograms, Sum};
 use histogram::{Pairs, Scale, View};
 pub use reference::{ROWS, Row, table};
 
@@ -53,6 +54,8 @@ pub struct Metrics {
     pub ready: Gauge,
     /// `antiphon_connections`.
     pub connections: Gauge,
+    /// `antiphon_reply_path_trouble`.
+    reply_path_trouble: Family<TroubleLabels, Gauge>,
     /// `antiphon_heartbeat_age_seconds`.
     pub heartbeat_age: Family<ReplyPartition, AnyGauge<f64, std::sync::atomic::AtomicU64>>,
     /// `antiphon_lane_records`.
@@ -95,6 +98,13 @@ pub struct Metrics {
     pub leases: Family<LeaseLabels, Counter>,
 }
 
+/// Labels of `antiphon_reply_path_trouble`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TroubleLabels {
+    /// What it is: credentials, denied, reply-topic-gone or unreachable.
+    pub reason: &'static str,
+}
+
 /// Labels of `antiphon_leases_total`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct LeaseLabels {
@@ -113,6 +123,8 @@ pub struct LaneLoad {
     pub records: usize,
     /// Calls that wait on the partition.
     pub calls: u32,
+    /// Its last produce that failed: when, and why.
+    pub last_error: Option<(Instant, Arc<str>)>,
 }
 
 /// A method and how its calls end.
@@ -213,6 +225,7 @@ impl Metrics {
             bytes_held: Gauge::default(),
             ready: Gauge::default(),
             connections: Gauge::default(),
+            reply_path_trouble: Family::default(),
             heartbeat_age: Family::default(),
             lane_records: Family::default(),
             lane_calls_waiting: Family::default(),
@@ -243,6 +256,9 @@ impl Metrics {
     fn begin_at_zero(&self) {
         for kind in reference::REPLY_KINDS {
             drop(self.replies.get_or_create(&ReplyLabels { kind }));
+        }
+        for reason in reference::TROUBLE_REASONS {
+            self.show_trouble(reason, false);
         }
         for kind in reference::PRODUCE_ERROR_KINDS {
             drop(self.produce_errors.get_or_create(&ProduceErrorLabels { kind }));
@@ -322,6 +338,7 @@ impl Metrics {
         put(registry, "antiphon_ready", self.ready.clone());
         put(registry, "antiphon_connections", self.connections.clone());
         put(registry, "antiphon_tls_certificate_expiry_seconds", self.certificate_expiry.clone());
+        put(registry, "antiphon_reply_path_trouble", self.reply_path_trouble.clone());
         put(registry, "antiphon_heartbeat_age_seconds", self.heartbeat_age.clone());
         put(registry, "antiphon_lane_records", self.lane_records.clone());
         put(registry, "antiphon_lane_calls_waiting", self.lane_calls_waiting.clone());
@@ -349,7 +366,7 @@ impl Metrics {
         loads.truncate(PARTITIONS_SHOWN_MAX);
         self.lane_records.clear();
         self.lane_calls_waiting.clear();
-        for LaneLoad { topic, partition, records, calls } in loads {
+        for LaneLoad { topic, partition, records, calls, .. } in loads {
             let labels = PartitionLabels {
                 messaging_destination_name: topic,
                 messaging_destination_partition_id: partition,
@@ -358,6 +375,11 @@ impl Metrics {
             self.lane_records.get_or_create(&labels).inc_by(i64::try_from(records).unwrap_or(i64::MAX));
             self.lane_calls_waiting.get_or_create(&labels).inc_by(i64::from(calls));
         }
+    }
+
+    /// Whether this stands in the way of the reply path at the moment.
+    pub fn show_trouble(&self, reason: &'static str, is_met: bool) {
+        self.reply_path_trouble.get_or_create(&TroubleLabels { reason }).set(i64::from(is_met));
     }
 
     /// One more record of this kind on the reply topic.
@@ -418,7 +440,8 @@ mod tests {
         let partition = ReplyPartition { messaging_destination_partition_id: 0 };
         metrics.heartbeat_age.get_or_create(&partition).set(0.5);
         metrics.reply_lag.get_or_create(&partition).set(0);
-        let load = LaneLoad { topic: Arc::clone(&topic), partition: 1, records: 2, calls: 3 };
+        let load =
+            LaneLoad { topic: Arc::clone(&topic), partition: 1, records: 2, calls: 3, last_error: None };
         metrics.show_lanes(vec![load.clone(), load]);
         metrics.count_reply("late");
         metrics.produce_errors.get_or_create(&ProduceErrorLabels { kind: "unknown" }).inc();

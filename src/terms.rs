@@ -21,6 +21,14 @@ pub const STATUS_NAMES: [&str; 17] = [
     "UNAUTHENTICATED",
 ];
 
+/// What an error says when the brokers do not believe who we say we are, and
+/// how alerts know it.
+pub const AUTHENTICATION_FAILED: &str = "SASL authentication failed";
+/// The same of certificates: the setting that they come from.
+pub const CERTIFICATE_SETTING: &str = "kafka.tls.cert_file";
+/// What an error says when they do, and an ACL is missing.
+pub const NOT_AUTHORIZED: &str = "not authorized";
+
 /// Declares an enum whose values have one spelling each: in TOML, in the
 /// environment, on the command line and in what we print.
 macro_rules! spelled {

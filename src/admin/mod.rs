@@ -3,9 +3,11 @@
 //! | path | answer |
 //! |---|---|
 //! | `/live` | 200 while the process runs |
-//! | `/ready` | 200 when calls are accepted, else 503 and the reason |
+//! | `/ready` | 200 when calls are accepted, else 503; with what stands in the way of replies |
 //! | `/metrics` | OpenMetrics text |
 //! | `/log` | what is logged; `PUT` changes it, `DELETE` brings back what is configured |
+//!
+//! `console` puts its pages beside these, and guards them itself.
 //!
 //! With `admin.token_file` requests must carry its token. Probes have none: for
 //! them `/live` and `/ready` are answered without, and `/ready` keeps its reason
@@ -29,7 +31,7 @@ use tokio::net::TcpListener;
 use crate::exchange::{Instance, Phase};
 use crate::ingress::Acceptor;
 
-use token::Token;
+pub use token::Token;
 
 /// The body of a request, in bytes.
 const BODY_BYTES_MAX: usize = 16 * 1_024;
@@ -41,7 +43,8 @@ pub struct Admin {
     pub instance: Arc<Instance>,
     /// Its connections.
     pub acceptor: Arc<Acceptor>,
-    token: Token,
+    /// What requests must carry.
+    pub token: Token,
 }
 
 impl Admin {
@@ -50,16 +53,19 @@ impl Admin {
         Self { instance, acceptor, token: Token::new(config.token_file.clone()) }
     }
 
-    /// Serves until dropped.
-    pub async fn serve(self, listener: TcpListener) {
+    /// Serves these pages, and others beside them, until dropped.
+    pub async fn serve(self, listener: TcpListener, beside: Router) {
         let router = Router::new()
             .route("/live", get(async || "live\n"))
             .route("/ready", get(ready))
             .route("/metrics", get(metrics))
             .route("/log", get(log::show).put(log::set).delete(log::reset))
+            // Behind the token, too, and before those of other pages.
+            .fallback(async || StatusCode::NOT_FOUND)
             .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
             .layer(from_fn_with_state(self.token.clone(), token::ask))
-            .with_state(self);
+            .with_state(self)
+            .merge(beside);
         if let Err(error) = axum::serve(listener, router).await {
             tracing::error!(%error, "admin listener ended");
         }
@@ -67,11 +73,17 @@ impl Admin {
 }
 
 async fn ready(State(admin): State<Admin>, headers: HeaderMap) -> (StatusCode, Cow<'static, str>) {
-    if admin.instance.phase() == Phase::NotReady
+    if let Some(trouble) = admin.instance.trouble()
         && admin.token.is_in(&headers)
-        && let Some(trouble) = admin.instance.trouble()
     {
-        return (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {trouble}\n").into());
+        match admin.instance.phase() {
+            Phase::NotReady => {
+                return (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {trouble}\n").into());
+            }
+            // Heartbeats came back until a moment ago.
+            Phase::Ready => return (StatusCode::OK, format!("ready, but in trouble: {trouble}\n").into()),
+            Phase::Leaving | Phase::Draining => {}
+        }
     }
     let (code, text) = match admin.instance.phase() {
         Phase::Ready => (StatusCode::OK, "ready\n"),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::trouble::Reason;
 use crate::correlation::CorrelationId;
 use crate::message::DecodeError;
 use crate::message::format::EncodeError;
@@ -121,8 +122,8 @@ impl Failure {
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Why {
     /// The reply reader is not positioned, or Kafka does not answer.
-    #[error("this instance is not ready: its replies from Kafka cannot be read at the moment")]
-    NotReady,
+    #[error("this instance is not ready: {}", not_ready(*.0))]
+    NotReady(Option<Reason>),
     /// The instance is about to stop.
     #[error("this instance is draining; call another one")]
     Draining,
@@ -222,4 +223,11 @@ pub enum Why {
         /// What is wrong with it.
         source: DecodeError,
     },
+}
+
+fn not_ready(reason: Option<Reason>) -> String {
+    reason.map_or_else(
+        || "its replies from Kafka cannot be read at the moment".to_owned(),
+        |reason| reason.to_string(),
+    )
 }

@@ -16,6 +16,7 @@ use super::instance::Instance;
 use super::lease::{Entry, Tenant};
 use super::lessee;
 use super::place::Place;
+use super::trouble::{Half, Trouble};
 use crate::backoff::Backoff;
 use crate::limits;
 use crate::message::HEARTBEAT;
@@ -69,7 +70,8 @@ impl Heart {
                 Err(error) => {
                     let partition = self.place.partition();
                     tracing::warn!(partition, error, "heartbeat not written");
-                    self.instance.set_trouble(Some(&format!("heartbeat not written: {error}")));
+                    let trouble = Trouble::new(Half::Heart, format!("heartbeat not written: {error}"));
+                    self.instance.note_trouble(partition, trouble);
                     writer = None;
                     backoff.pause().await;
                 }

@@ -1,5 +1,6 @@
 //! What the shards of one process have in common.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
@@ -16,6 +17,7 @@ use super::lanes::Lanes;
 use super::lessee::Leases;
 use super::place::Place;
 use super::topics::TopicDirectory;
+use super::trouble::{Reason, Trouble};
 use crate::metrics::{Metrics, ReplyPartition};
 use crate::pending::Pending;
 
@@ -39,14 +41,15 @@ pub struct Instance {
     reply_topic: Arc<str>,
     /// How many partitions the reply topic has.
     reply_partitions: AtomicI32,
-    heartbeat_age_max: Duration,
-    started: Instant,
+    pub(super) heartbeat_age_max: Duration,
+    pub(super) started: Instant,
     /// Tells this life of an instance from others with the same name.
     life: u64,
     /// When a heartbeat of another life was last seen; as `heartbeat_ms`.
     rival_ms: AtomicU64,
-    /// What stood in the way of the reply path last, until a heartbeat comes back.
-    trouble: Mutex<Option<Arc<str>>>,
+    /// What stood in the way of the reply path last, by the partition of the reply
+    /// topic, until a heartbeat comes back through it.
+    troubles: Mutex<BTreeMap<i32, Trouble>>,
     phase: watch::Sender<Phase>,
     phase_now: AtomicU8,
     shards: Vec<ShardState>,
@@ -109,7 +112,7 @@ pub struct ShardState {
     /// The partitions that it reads; all must be in order.
     places: Mutex<Vec<Arc<Place>>>,
     /// Its lanes, which end with its exchange.
-    lanes: OnceLock<Weak<Lanes>>,
+    pub(super) lanes: OnceLock<Weak<Lanes>>,
 }
 
 /// There is no partition to which replies could come: no calls are let in.
@@ -154,7 +157,7 @@ impl ShardState {
         self.lock().retain(|other| !Arc::ptr_eq(other, place));
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Place>>> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Vec<Arc<Place>>> {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -173,7 +176,7 @@ impl Instance {
             started: Instant::now(),
             life: fastrand::u64(..),
             rival_ms: AtomicU64::new(0),
-            trouble: Mutex::default(),
+            troubles: Mutex::default(),
             phase: watch::Sender::new(Phase::NotReady),
             phase_now: AtomicU8::new(Phase::NotReady as u8),
             shards,
@@ -230,6 +233,10 @@ impl Instance {
         let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         metrics.calls_in_flight.set(number(self.pending_calls() as u64));
         metrics.bytes_held.set(number(self.budget.bytes()));
+        for reason in Reason::ALL {
+            let is_met = self.lock_troubles().values().any(|trouble| trouble.reason == reason);
+            metrics.show_trouble(reason.as_str(), is_met);
+        }
         let mut loads = Vec::new();
         // Places come and go with leases.
         metrics.heartbeat_age.clear();
@@ -348,14 +355,41 @@ impl Instance {
 
     /// What stands in the way of the reply path, as far as it is known.
     pub fn trouble(&self) -> Option<Arc<str>> {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.weightiest(|trouble| Arc::clone(&trouble.text))
     }
 
-    pub(super) fn set_trouble(&self, trouble: Option<&str>) {
-        let mut known = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.as_deref() != trouble {
-            *known = trouble.map(Arc::from);
+    /// The same in one word, which may be told to anyone.
+    pub fn trouble_reason(&self) -> Option<Reason> {
+        self.weightiest(|trouble| trouble.reason)
+    }
+
+    fn weightiest<T>(&self, of: impl FnOnce(&Trouble) -> T) -> Option<T> {
+        self.lock_troubles().values().min_by_key(|trouble| trouble.reason).map(of)
+    }
+
+    fn lock_troubles(&self) -> MutexGuard<'_, BTreeMap<i32, Trouble>> {
+        self.troubles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Replies can't come through this partition, or it is not known whether.
+    pub(super) fn note_trouble(&self, partition: i32, trouble: Trouble) {
+        let mut troubles = self.lock_troubles();
+        if troubles.get(&partition).is_none_or(|known| trouble.outweighs(known)) {
+            troubles.insert(partition, trouble);
         }
+    }
+
+    /// A heartbeat has come back through this partition. What was wrong with
+    /// those that are read no more does not matter now either.
+    pub(super) fn end_trouble(&self, partition: i32) {
+        let mut troubles = self.lock_troubles();
+        if troubles.is_empty() {
+            return;
+        }
+        let read = |number: i32| {
+            self.shards.iter().any(|shard| shard.lock().iter().any(|place| place.partition() == number))
+        };
+        troubles.retain(|number, _| *number != partition && read(*number));
     }
 
     /// Whether another process has written heartbeats to the same reply topic

@@ -13,6 +13,7 @@ use super::instance::Instance;
 use super::lease::Entry;
 use super::lessee::Tenancy;
 use super::place::Place;
+use super::trouble::{Half, Trouble};
 use crate::backoff::Backoff;
 use crate::correlation::CorrelationId;
 use crate::message::dialect::{self, Custom, Kind};
@@ -92,8 +93,8 @@ impl ReplyReader {
             match interrupted {
                 Interrupted::Reopen(error) => {
                     tracing::warn!(%topic, partition, %error, "reply reader interrupted");
-                    let trouble = format!("reply topic {topic}: {error}");
-                    self.reading.instance.set_trouble(Some(&trouble));
+                    let trouble = Trouble::new(Half::Reader, format!("reply topic {topic}: {error}"));
+                    self.reading.instance.note_trouble(partition, trouble);
                 }
                 // Only now replies are missed; else the offset stands, and the
                 // heartbeats tell when it takes too long.
@@ -198,7 +199,11 @@ impl ReplyReader {
         match created {
             // Another shard was faster.
             Ok(()) | Err(crate::transport::ClusterError::TopicExists(_)) => {}
-            Err(error) => tracing::error!(%topic, %error, "the reply topic could not be created"),
+            Err(error) => {
+                tracing::error!(%topic, %error, "the reply topic could not be created");
+                let text = format!("reply topic {topic} is gone, and could not be created again: {error}");
+                self.reading.instance.note_trouble(self.place.partition(), Trouble::topic_gone(text));
+            }
         }
     }
 
@@ -226,7 +231,7 @@ impl ReplyReader {
         let Reading { instance, company, .. } = &self.reading;
         if let Some(written_ms) = instance.own_heartbeat(record.value.as_deref().unwrap_or_default()) {
             self.place.heartbeat(record.offset, written_ms);
-            instance.set_trouble(None);
+            instance.end_trouble(self.place.partition());
             return "heartbeat";
         }
         let namesake = name == instance.name().as_bytes();
@@ -254,7 +259,7 @@ impl ReplyReader {
         match entry {
             Entry::Beat { by, written_ms, .. } if by == tenancy.tenant() => {
                 self.place.heartbeat(record.offset, written_ms);
-                self.reading.instance.set_trouble(None);
+                self.reading.instance.end_trouble(self.place.partition());
                 return "heartbeat";
             }
             _ if !tenancy.holds() => self.lose_lease("another instance has claimed the partition"),

@@ -67,7 +67,7 @@ pub(super) fn of_failure(failure: &Failure) -> Status {
     let message = sentence(&failure.why);
     let mut trailers = of_trace(&failure.trace);
     let code = match &*failure.why {
-        Why::NotReady | Why::Draining | Why::NoSuchTopic(_) | Why::NotSent(_) => Code::Unavailable,
+        Why::NotReady(_) | Why::Draining | Why::NoSuchTopic(_) | Why::NotSent(_) => Code::Unavailable,
         Why::Overloaded { retry_after, .. } => {
             return overloaded(message, *retry_after, trailers);
         }

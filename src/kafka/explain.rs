@@ -3,6 +3,7 @@
 use rskafka::BackoffError;
 use rskafka::client::error::{Error as ClientError, ProtocolError};
 
+use crate::terms::NOT_AUTHORIZED;
 use crate::transport::{ClusterError, FetchError};
 
 /// The error that rskafka wraps when its retries, which we turn off, are over.
@@ -33,9 +34,9 @@ impl<'a> Deed<'a> {
     fn denied(self) -> String {
         let Self { operation, topic } = self;
         if topic.is_empty() {
-            format!("not authorized: an ACL must allow the gateway's user {operation} on the cluster")
+            format!("{NOT_AUTHORIZED}: an ACL must allow the gateway's user {operation} on the cluster")
         } else {
-            format!("not authorized: an ACL must allow the gateway's user {operation} on topic {topic}")
+            format!("{NOT_AUTHORIZED}: an ACL must allow the gateway's user {operation} on topic {topic}")
         }
     }
 }
@@ -186,5 +187,10 @@ mod tests {
         assert_eq!(name_user("something else", || unreachable!()), "something else");
         let denied = Deed::new("Write", "orders").denied();
         assert!(denied.contains("Write on topic orders"), "{denied}");
+        // The words by which alerts know what it is.
+        assert!(SASL_REFUSED.starts_with(crate::terms::AUTHENTICATION_FAILED));
+        for text in ["received fatal alert: CertificateRequired", "received fatal alert: UnknownCA"] {
+            assert!(hint(text).contains(crate::terms::CERTIFICATE_SETTING), "{text}");
+        }
     }
 }

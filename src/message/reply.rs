@@ -9,6 +9,7 @@ use percent_encoding::AsciiSet;
 use super::dialect::Dialect;
 use super::{CONTENT_TYPE, TRACEPARENT, TRACESTATE};
 use crate::limits;
+use crate::route::WireError;
 use crate::transport::{HeaderName, Received};
 
 /// gRPC sends binary metadata without padding and accepts both.
@@ -81,6 +82,16 @@ pub enum DecodeError {
     SecondMessage {
         /// Offset of the first.
         first: i64,
+    },
+    /// No protobuf message.
+    #[error("its value is no {message_type}: {cause}{guess}")]
+    Message {
+        /// Full name of the type.
+        message_type: String,
+        /// Why.
+        cause: WireError,
+        /// What it may be instead.
+        guess: &'static str,
     },
     /// No JSON, or one that the method's type has no place for.
     #[error("its value is no {message_type} in JSON, at {path:?}: {cause}")]

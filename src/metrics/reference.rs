@@ -37,6 +37,8 @@ pub(super) const REPLY_KINDS: [&str; 12] = [
     "uncorrelated",
     "undecodable",
 ];
+/// What can stand in the way of the reply path.
+pub(super) const TROUBLE_REASONS: [&str; 4] = ["credentials", "denied", "reply-topic-gone", "unreachable"];
 /// What becomes of a lease of a reply partition.
 pub(super) const LEASE_KINDS: [&str; 4] = ["claimed", "contested", "lost", "released"];
 /// What can be known of a produce request that failed.
@@ -76,6 +78,12 @@ pub const ROWS: &[Row] = &[
         "When the certificate of the gRPC listener ends, in seconds since 1970; 0 without one",
     ),
     row("antiphon_ready", "gauge", &[], "1 when calls are accepted"),
+    row(
+        "antiphon_reply_path_trouble",
+        "gauge",
+        &["reason"],
+        "1 for what stands in the way of the reply path: credentials, denied, reply-topic-gone, unreachable; else 0",
+    ),
     row(
         "antiphon_heartbeat_age_seconds",
         "gauge",

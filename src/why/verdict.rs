@@ -5,6 +5,10 @@ use std::fmt;
 use super::story::ReplyLog;
 use crate::terms::DeadLetterClass;
 
+/// A reply is written down by the worker's clock, before it is on its way; what
+/// is closer to the deadline may have missed it.
+const CLOSE_MS: i64 = 500;
+
 /// What is known of a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
@@ -121,6 +125,9 @@ pub enum Cause {
     Answered {
         /// From the request to the reply.
         took_ms: Option<i64>,
+        /// From the reply to the deadline, where it was so close that the reply may
+        /// have come to the caller too late.
+        left_ms: Option<i64>,
         /// The worker's status.
         status: u8,
         /// What it says.
@@ -262,7 +269,12 @@ fn cause_of_answer(facts: &Facts, answer: &Answered) -> Cause {
             Cause::AnsweredLate { late_ms: late_ms.max(0), took_ms, status: status.as_ref().ok().copied() }
         }
         (Err(reason), _) => Cause::Unreadable { reason: reason.clone() },
-        (Ok(status), _) => Cause::Answered { took_ms, status: *status, message: answer.message.clone() },
+        (Ok(status), late_ms) => Cause::Answered {
+            took_ms,
+            left_ms: late_ms.map(|late_ms| -late_ms).filter(|left_ms| *left_ms < CLOSE_MS),
+            status: *status,
+            message: answer.message.clone(),
+        },
     }
 }
 
@@ -301,8 +313,16 @@ impl fmt::Display for Cause {
             }
             Self::NotSent { reason } => write!(f, "never sent: {reason}"),
             Self::OneWay(hands) => write!(f, "one-way, so that no answer is waited for; {hands}"),
-            Self::Answered { took_ms, status, message } => {
-                write!(f, "answered {} in time", name_of(*status))?;
+            Self::Answered { took_ms, left_ms, status, message } => {
+                match left_ms {
+                    None => write!(f, "answered {} in time", name_of(*status))?,
+                    Some(left_ms) => write!(
+                        f,
+                        "answered {} {} before the caller's deadline, which may have been too late to reach it",
+                        name_of(*status),
+                        span(*left_ms)
+                    )?,
+                }
                 if !message.is_empty() {
                     write!(f, " ({message})")?;
                 }
@@ -313,6 +333,8 @@ impl fmt::Display for Cause {
                 write!(f, "answered {status} {} after the caller's deadline", span(*late_ms))?;
                 took(f, *took_ms)
             }
+            // The gateway's own words, from the dead letter.
+            Self::Unreadable { reason } if reason.starts_with("the worker's reply") => f.write_str(reason),
             Self::Unreadable { reason } => write!(f, "the worker's reply could not be understood: {reason}"),
             Self::Rejected { reason } => write!(f, "rejected: {reason}"),
             Self::Cancelled { after_ms: Some(after) } => {
@@ -450,6 +472,11 @@ mod tests {
             ),
             (|f| f.answers = vec![ok(100_250)], "answered", "answered OK in time; the worker took 250 ms"),
             (
+                |f| f.answers = vec![ok(109_700)],
+                "answered",
+                "answered OK 300 ms before the caller's deadline, which may have been too late to reach it; the worker took 9.7 s",
+            ),
+            (
                 |f| {
                     f.answers =
                         vec![Answered { at_ms: 101_500, status: Ok(9), message: "no funds".to_owned() }]
@@ -481,6 +508,18 @@ mod tests {
                 |f| f.letter = letter(DeadLetterClass::UndecodableReply, "sent"),
                 "unreadable-reply",
                 "the worker's reply could not be understood: the reason",
+            ),
+            (
+                |f| {
+                    let reason = "the worker's reply (offset 7 of r) cannot be understood: x".to_owned();
+                    f.letter = Some(DeadLetter {
+                        reason,
+                        class: Some(DeadLetterClass::UndecodableReply),
+                        outcome: "sent".to_owned(),
+                    });
+                },
+                "unreadable-reply",
+                "the worker's reply (offset 7 of r) cannot be understood: x",
             ),
             (
                 |f| {

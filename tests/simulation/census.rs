@@ -134,7 +134,7 @@ fn end(call: &CallEntry) -> Option<&'static str> {
         }
         End::Answered(_) => "answered",
         End::Failed(Failure { why, trace }) => match (&**why, trace.outcome) {
-            (Why::NotReady, _) => "not ready",
+            (Why::NotReady(_), _) => "not ready",
             (Why::Draining, _) => "draining",
             (Why::Overloaded { .. }, _) => "overloaded",
             (Why::BadMessage(_) | Why::Unwritable(_), _) => "bad message",

@@ -17,6 +17,7 @@ use prost_reflect::MessageDescriptor;
 
 use super::PROTOBUF;
 use super::reply::DecodeError;
+use crate::route;
 use crate::terms::FormatName;
 
 pub use confluent::Framing;
@@ -84,9 +85,56 @@ impl Format {
     /// the right one is not looked at here.
     pub fn decode(&self, output: &MessageDescriptor, value: Bytes) -> Result<Bytes, DecodeError> {
         match self {
-            Self::Protobuf => Ok(value),
+            Self::Protobuf => proved(output, value),
             Self::Json(_) => json::decode(output, &value),
-            Self::ConfluentProtobuf(_) => confluent::split(&value).map(|(_, message)| message),
+            Self::ConfluentProtobuf(_) => {
+                confluent::split(&value).and_then(|(_, message)| proved(output, message))
+            }
+        }
+    }
+}
+
+/// A reply that is no message at all, such as an error page, is the worker's
+/// fault and is told as such; its caller could only say that it can't be parsed.
+fn proved(output: &MessageDescriptor, value: Bytes) -> Result<Bytes, DecodeError> {
+    match route::validate(&value) {
+        Ok(()) => Ok(value),
+        Err(cause) => Err(DecodeError::Message {
+            message_type: output.full_name().to_owned(),
+            cause,
+            guess: guess(&value),
+        }),
+    }
+}
+
+/// What it may be instead. The value itself is not for logs.
+fn guess(value: &[u8]) -> &'static str {
+    match value.first() {
+        Some(b'{' | b'[') => "; it looks like JSON",
+        Some(b'<') => "; it looks like HTML or XML",
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reply_that_is_no_message_is_told_as_such() {
+        let pool = prost_reflect::DescriptorPool::global();
+        let output = pool.get_message_by_name("google.protobuf.Timestamp").unwrap();
+        for good in [&b""[..], b"\x08\x01"] {
+            let value = Bytes::copy_from_slice(good);
+            assert_eq!(Format::Protobuf.decode(&output, value.clone()), Ok(value));
+        }
+        let garbage =
+            [("<html>502</html>", "HTML or XML"), ("{\"error\":1}", "JSON"), ("\u{8}", "Truncated")];
+        for (garbage, looks) in garbage {
+            let error = Format::Protobuf.decode(&output, Bytes::from(garbage)).unwrap_err();
+            let text = format!("{error} {error:?}");
+            assert!(text.starts_with("its value is no google.protobuf.Timestamp: "), "{text}");
+            assert!(text.contains(looks), "{text}");
         }
     }
 }
