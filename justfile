@@ -106,6 +106,11 @@ metrics *ARGS:
     cargo build --release --locked --bin antiphon --example dev_broker
     python3 tests/metrics/run.py {{ARGS}}
 
+# Traces, access log and log level against a real OpenTelemetry Collector, built with Go.
+traces *ARGS:
+    cargo build --release --locked --bin antiphon --example dev_broker
+    python3 tests/traces/run.py {{ARGS}}
+
 # The documentation as a book, into target/book; its links, and its code, which is run.
 book *ARGS:
     cargo build --release --locked
