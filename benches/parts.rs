@@ -12,7 +12,7 @@ use antiphon::correlation::{CorrelationId, Minter};
 use antiphon::deadline::{Deadline, parse_grpc_timeout};
 use antiphon::message::dialect::{self, Dialect};
 use antiphon::message::{PROTOBUF, Reply, ReplyAddress, RequestParts, partition_of_key};
-use antiphon::pending::{Coordinates, Pending, WaitFor};
+use antiphon::pending::{About, Coordinates, Pending, WaitFor};
 use antiphon::route::{FieldPath, Lookup, RouteTable, Sources, compile};
 use antiphon::terms::CorrelationForm;
 use antiphon::transport::Received;
@@ -124,8 +124,10 @@ fn pending_whole_life(bencher: Bencher<'_, '_>) {
     static PENDING: LazyLock<Arc<Pending>> =
         LazyLock::new(|| Pending::new(1, Minter::new(0, 1, [7; 32]), 100_000));
     let at = Coordinates { partition: 0, offset: Some(1) };
+    let now = tokio::time::Instant::now();
+    let about = About { route: 0, partition: 0, began: now, deadline: now };
     bencher.with_inputs(|| reply(Minter::new(0, 1, [7; 32]).mint(5))).bench_values(|record| {
-        let ticket = PENDING.register(WaitFor::Reply).unwrap();
+        let ticket = PENDING.register(WaitFor::Reply, about).unwrap();
         PENDING.begin_send(ticket.id());
         PENDING.appended(ticket.id(), at);
         PENDING.resolve(ticket.id(), &mut Some(record))

@@ -6,6 +6,8 @@
 //!                 pending calls, Kafka clients, lanes and reply partition
 //! ```
 
+mod console;
+mod house;
 mod keys;
 mod observers;
 mod reply_path;
@@ -22,13 +24,11 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::admin::Admin;
 use crate::backoff::Backoff;
-use crate::dead_letters::{self, DeadLetterTopic};
 use crate::exchange::config::ReplyConfig;
-use crate::exchange::{Exchange, Instance, Janitor, Phase, PrepareError, Schemas, Settings};
+use crate::exchange::{Exchange, Instance, Phase, PrepareError, Schemas, Settings};
 use crate::ingress::{self, Acceptor, Guard, Health, Lifecycle, Reflection, Refresher, Seat, Tls, TlsError};
 use crate::kafka::{ConnectError, Connector, KafkaCluster};
 use crate::limits;
-use crate::metrics::TopicLabels;
 use crate::registry::{HttpRegistry, SettingsError};
 use crate::route::RouteTable;
 use crate::supervisor::{Supervisor, Task};
@@ -304,9 +304,10 @@ impl Gateway {
             lifecycle: lifecycle.subscribe(),
             _alive: alive,
         };
+        let page = Admin::new(&config.admin, Arc::clone(&instance), Arc::clone(&acceptor));
+        let console = console::open(&plan, &page, admin_address)?;
         let shards = start_shards(plan, seats, &supervisor)?;
 
-        let page = Admin::new(&config.admin, Arc::clone(&instance), Arc::clone(&acceptor));
         let control = Control {
             config: &config,
             routes: &routes,
@@ -314,7 +315,7 @@ impl Gateway {
             cluster: &cluster,
             supervisor: &supervisor,
         };
-        let tasks = control.spawn(door, &health, page, admin);
+        let tasks = control.spawn(door, &health, page.serve(admin, console.pages));
         let mut gateway = Self {
             grpc: grpc_address,
             admin: admin_address,
@@ -327,10 +328,10 @@ impl Gateway {
             supervisor,
             observers,
             lifecycle,
-            shards,
+            shards: shards.into_iter().chain(console.thread).collect(),
             shards_alive,
             health,
-            _tasks: tasks,
+            _tasks: tasks.into_iter().chain(console.task).collect(),
             started_in: Duration::ZERO,
         };
         gateway.await_ready(config.reply.start_timeout.saturating_sub(began.elapsed())).await?;
@@ -485,17 +486,22 @@ struct Control<'a> {
 }
 
 impl Control<'_> {
-    fn spawn(&self, door: Door, health: &Health, page: Admin, listener: TcpListener) -> Vec<Task> {
+    fn spawn(
+        &self,
+        door: Door,
+        health: &Health,
+        pages: impl Future<Output = ()> + Send + 'static,
+    ) -> Vec<Task> {
         let Self { config, supervisor, .. } = *self;
         let mut tasks = door.keep_fresh(supervisor);
         let follow = health.clone().follow(Arc::clone(self.routes), Arc::clone(self.instance));
         tasks.extend([
-            supervisor.spawn("admin", page.serve(listener)),
+            supervisor.spawn("admin", pages),
             supervisor.spawn("health", follow),
             supervisor.spawn("readiness", review(Arc::clone(self.instance))),
         ]);
         tasks.extend(telemetry::filter().map(|filter| supervisor.spawn("log filter", filter.keep_time())));
-        tasks.extend(keep_house(config, self.routes, self.instance, self.cluster, supervisor));
+        tasks.extend(house::keep(config, self.routes, self.instance, self.cluster, supervisor));
         tasks
     }
 }
@@ -579,65 +585,12 @@ async fn open_schemas(
     }
 }
 
-/// Counts what lies on the dead-letter topics, for whoever has to look at it.
-/// Never ends.
-async fn count_dead_letters(instance: Arc<Instance>, cluster: Arc<KafkaCluster>, routes: Arc<RouteTable>) {
-    let mut wanted: Vec<&Arc<str>> = Vec::new();
-    for route in routes.routes().iter().filter(|route| !route.dead_letter_on.is_empty()) {
-        if !wanted.contains(&&route.dead_letter_topic) {
-            wanted.push(&route.dead_letter_topic);
-        }
-    }
-    loop {
-        for name in &wanted {
-            let Some(partitions) = instance.directory.partitions(name) else { continue };
-            let topic = DeadLetterTopic { name: name.to_string(), partitions };
-            match dead_letters::count(&*cluster, &topic).await {
-                Ok(records) => {
-                    let labels = TopicLabels { messaging_destination_name: Arc::clone(name) };
-                    let records = i64::try_from(records).unwrap_or(i64::MAX);
-                    instance.metrics.dead_letter_records.get_or_create(&labels).set(records);
-                }
-                Err(error) => tracing::debug!(topic = &***name, %error, "dead letters were not counted"),
-            }
-        }
-        sleep(Duration::from_millis(limits::DEAD_LETTERS_COUNT_INTERVAL_MS)).await;
-    }
-}
-
 async fn review(instance: Arc<Instance>) {
     loop {
         instance.review();
         let quick = instance.phase() == Phase::NotReady;
         sleep(if quick { REVIEW_INTERVAL / 10 } else { REVIEW_INTERVAL }).await;
     }
-}
-
-/// Looks after the cluster's topics: which there are, what lies on those for dead
-/// letters, and what dead instances have left behind.
-fn keep_house(
-    config: &Config,
-    routes: &Arc<RouteTable>,
-    instance: &Arc<Instance>,
-    cluster: &Arc<KafkaCluster>,
-    supervisor: &Supervisor,
-) -> Vec<Task> {
-    let refresh = config.kafka.metadata_refresh;
-    let topics = keep_topics_fresh(Arc::clone(instance), Arc::clone(cluster), refresh);
-    let letters = count_dead_letters(Arc::clone(instance), Arc::clone(cluster), Arc::clone(routes));
-    let mut tasks = vec![supervisor.spawn("topics", topics), supervisor.spawn("dead letters", letters)];
-    let ReplyConfig { routing, topic_prefix, orphan_after, .. } = &config.reply;
-    // Only topics of instances' own can be left behind.
-    if *routing == ReplyRouting::InstanceTopic {
-        let (instance, cluster) = (Arc::clone(instance), Arc::clone(cluster));
-        let janitor = Janitor::new(instance, cluster, topic_prefix, *orphan_after);
-        tasks.push(supervisor.spawn("janitor", janitor.run()));
-    }
-    tasks
-}
-
-async fn keep_topics_fresh(instance: Arc<Instance>, cluster: Arc<KafkaCluster>, interval: Duration) {
-    instance.directory.keep_fresh(&*cluster, interval).await;
 }
 
 /// All that a shard's thread needs.

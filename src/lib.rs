@@ -34,6 +34,7 @@ pub mod worker;
 
 // Edges.
 pub mod admin;
+pub mod console;
 #[cfg(feature = "dev-broker")]
 pub mod dev_broker;
 pub mod ingress;

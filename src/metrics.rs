@@ -17,8 +17,9 @@ use prometheus_client::metrics::family::Family;
 pub use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::gauge::Gauge as AnyGauge;
 use prometheus_client::registry::{Metric, Registry};
+use tokio::time::Instant;
 
-pub use histogram::{Histogram, Histograms};
+pub use histogram::{Histogram, Histograms, Sum};
 use histogram::{Pairs, Scale, View};
 pub use reference::{ROWS, Row, table};
 
@@ -122,6 +123,8 @@ pub struct LaneLoad {
     pub records: usize,
     /// Calls that wait on the partition.
     pub calls: u32,
+    /// Its last produce that failed: when, and why.
+    pub last_error: Option<(Instant, Arc<str>)>,
 }
 
 /// A method and how its calls end.
@@ -363,7 +366,7 @@ impl Metrics {
         loads.truncate(PARTITIONS_SHOWN_MAX);
         self.lane_records.clear();
         self.lane_calls_waiting.clear();
-        for LaneLoad { topic, partition, records, calls } in loads {
+        for LaneLoad { topic, partition, records, calls, .. } in loads {
             let labels = PartitionLabels {
                 messaging_destination_name: topic,
                 messaging_destination_partition_id: partition,
@@ -437,7 +440,8 @@ mod tests {
         let partition = ReplyPartition { messaging_destination_partition_id: 0 };
         metrics.heartbeat_age.get_or_create(&partition).set(0.5);
         metrics.reply_lag.get_or_create(&partition).set(0);
-        let load = LaneLoad { topic: Arc::clone(&topic), partition: 1, records: 2, calls: 3 };
+        let load =
+            LaneLoad { topic: Arc::clone(&topic), partition: 1, records: 2, calls: 3, last_error: None };
         metrics.show_lanes(vec![load.clone(), load]);
         metrics.count_reply("late");
         metrics.produce_errors.get_or_create(&ProduceErrorLabels { kind: "unknown" }).inc();

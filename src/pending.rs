@@ -14,6 +14,7 @@
 //! A call that has several replies waits for them beside its slot, in a queue of
 //! its own ([`Replies`]), which can outlive neither its bounds nor its call.
 
+mod oldest;
 mod replies;
 
 use std::collections::VecDeque;
@@ -21,9 +22,12 @@ use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 
+use tokio::time::Instant;
+
 use crate::correlation::{CorrelationId, Minter, SLOT_BITS};
 use crate::transport::Received;
 
+pub use oldest::{InFlight, Oldest};
 pub use replies::{Bound, Bounds, Closed, Next, Replies, Room};
 
 /// Freed slots are taken again oldest first, and only when more than this many
@@ -94,6 +98,20 @@ pub enum WaitFor {
     Acknowledgement,
 }
 
+/// What is known of a call besides, for those who look at what waits. Copied
+/// into the slot, so that it costs a call next to nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct About {
+    /// `Route::index` of its method.
+    pub route: u32,
+    /// Partition of the request topic.
+    pub partition: i32,
+    /// When it began.
+    pub began: Instant,
+    /// When its caller gives up.
+    pub deadline: Instant,
+}
+
 /// How a call ended, kept for what arrives after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
@@ -150,6 +168,7 @@ struct Slots {
 #[derive(Debug)]
 struct Slot {
     id: CorrelationId,
+    about: About,
     state: State,
 }
 
@@ -184,14 +203,14 @@ impl Pending {
 
     /// Takes a place for a call. Do this before the request is sent: a fast
     /// worker beats a slow registration.
-    pub fn register(self: &Arc<Self>, wait_for: WaitFor) -> Result<Ticket, Full> {
-        let id = self.lock().take(wait_for, None)?;
+    pub fn register(self: &Arc<Self>, wait_for: WaitFor, about: About) -> Result<Ticket, Full> {
+        let id = self.lock().take(wait_for, about, None)?;
         Ok(Ticket { pending: Arc::clone(self), id, ended: Ended::GivenUp })
     }
 
     /// The same for a call that has several replies: they go to `replies`.
-    pub fn register_for(self: &Arc<Self>, replies: Arc<Replies>) -> Result<Ticket, Full> {
-        let id = self.lock().take(WaitFor::Replies, Some(Box::new(More::Replies(replies))))?;
+    pub fn register_for(self: &Arc<Self>, replies: Arc<Replies>, about: About) -> Result<Ticket, Full> {
+        let id = self.lock().take(WaitFor::Replies, about, Some(Box::new(More::Replies(replies))))?;
         Ok(Ticket { pending: Arc::clone(self), id, ended: Ended::GivenUp })
     }
 
@@ -365,7 +384,12 @@ impl Pending {
 }
 
 impl Slots {
-    fn take(&mut self, wait_for: WaitFor, more: Option<Box<More>>) -> Result<CorrelationId, Full> {
+    fn take(
+        &mut self,
+        wait_for: WaitFor,
+        about: About,
+        more: Option<Box<More>>,
+    ) -> Result<CorrelationId, Full> {
         let may_grow = self.all.len() < self.slots_max as usize;
         let reusable =
             if self.free.len() > ENDED_REMEMBERED || !may_grow { self.free.pop_front() } else { None };
@@ -376,7 +400,7 @@ impl Slots {
         };
         let id = self.minter.mint(index);
         let state = State::Waiting { wait_for, progress: Progress::Queued, waker: None, more };
-        let slot = Slot { id, state };
+        let slot = Slot { id, about, state };
         match self.all.get_mut(index as usize) {
             Some(place) => *place = slot,
             None => self.all.push(slot),
@@ -501,6 +525,11 @@ mod tests {
         Pending::new(9, Minter::new(0, 9, [1; 32]), slots_max)
     }
 
+    fn about() -> About {
+        let now = Instant::now();
+        About { route: 0, partition: 0, began: now, deadline: now }
+    }
+
     fn reply(offset: i64) -> Option<Received> {
         Some(Received { offset, partition: 0, timestamp_ms: 0, key: None, value: None, headers: Vec::new() })
     }
@@ -508,7 +537,7 @@ mod tests {
     #[tokio::test]
     async fn a_reply_ends_the_wait_and_a_second_one_is_a_duplicate() {
         let pending = pending(8);
-        let mut ticket = pending.register(WaitFor::Reply).unwrap();
+        let mut ticket = pending.register(WaitFor::Reply, about()).unwrap();
         let id = ticket.id();
         assert_eq!(pending.resolve(id, &mut reply(1)), Verdict::Delivered);
         assert_eq!(pending.resolve(id, &mut reply(2)), Verdict::Duplicate);
@@ -521,11 +550,11 @@ mod tests {
     #[tokio::test]
     async fn what_comes_after_the_end_is_late() {
         let pending = pending(8);
-        let mut ticket = pending.register(WaitFor::Reply).unwrap();
+        let mut ticket = pending.register(WaitFor::Reply, about()).unwrap();
         let timed_out = ticket.id();
         ticket.mark_timed_out();
         drop(ticket);
-        let given_up = pending.register(WaitFor::Reply).unwrap().id();
+        let given_up = pending.register(WaitFor::Reply, about()).unwrap().id();
         assert_eq!(pending.resolve(timed_out, &mut reply(0)), Verdict::Late);
         assert_eq!(pending.resolve(given_up, &mut reply(0)), Verdict::Late);
         assert!(!pending.begin_send(timed_out));
@@ -537,7 +566,7 @@ mod tests {
     #[tokio::test]
     async fn a_one_way_call_ends_with_the_acknowledgement() {
         let pending = pending(8);
-        let mut ticket = pending.register(WaitFor::Acknowledgement).unwrap();
+        let mut ticket = pending.register(WaitFor::Acknowledgement, about()).unwrap();
         let at = Coordinates { partition: 2, offset: Some(7) };
         pending.appended(ticket.id(), at);
         assert!(matches!(ticket.wait().await, Completion::Acknowledged(a) if a == at));
@@ -546,7 +575,7 @@ mod tests {
     #[tokio::test]
     async fn the_waiting_task_is_woken() {
         let pending = pending(8);
-        let mut ticket = pending.register(WaitFor::Reply).unwrap();
+        let mut ticket = pending.register(WaitFor::Reply, about()).unwrap();
         let id = ticket.id();
         let waiting = tokio::spawn(async move { ticket.wait().await });
         tokio::task::yield_now().await;
@@ -558,11 +587,11 @@ mod tests {
     #[test]
     fn the_bound_holds_and_places_come_back() {
         let pending = pending(2);
-        let first = pending.register(WaitFor::Reply).unwrap();
-        let _second = pending.register(WaitFor::Reply).unwrap();
-        assert_eq!(pending.register(WaitFor::Reply).unwrap_err(), Full { slots_max: 2 });
+        let first = pending.register(WaitFor::Reply, about()).unwrap();
+        let _second = pending.register(WaitFor::Reply, about()).unwrap();
+        assert_eq!(pending.register(WaitFor::Reply, about()).unwrap_err(), Full { slots_max: 2 });
         drop(first);
-        assert!(pending.register(WaitFor::Reply).is_ok());
+        assert!(pending.register(WaitFor::Reply, about()).is_ok());
     }
 
     #[tokio::test]
@@ -573,7 +602,7 @@ mod tests {
             let value = value.map(bytes::Bytes::from_static);
             Some(Received { offset, partition: 0, timestamp_ms: 0, key: None, value, headers })
         };
-        let mut ticket = pending.register(WaitFor::Reply).unwrap();
+        let mut ticket = pending.register(WaitFor::Reply, about()).unwrap();
         assert_eq!(pending.keep_part(ticket.id(), &mut with(1, Some(b"m"), "meta")), Verdict::Kept);
         assert!(pending.is_waiting(ticket.id()));
         assert_eq!(pending.resolve(ticket.id(), &mut with(2, None, "status")), Verdict::Delivered);
@@ -583,13 +612,13 @@ mod tests {
         assert_eq!(whole.header("meta").map(|v| &v[..]), Some(&b"1"[..]));
         assert_eq!(pending.keep_part(ticket.id(), &mut with(3, Some(b"m"), "meta")), Verdict::Duplicate);
 
-        let mut ticket = pending.register(WaitFor::Reply).unwrap();
+        let mut ticket = pending.register(WaitFor::Reply, about()).unwrap();
         assert_eq!(pending.keep_part(ticket.id(), &mut with(4, Some(b"m"), "meta")), Verdict::Kept);
         assert_eq!(pending.keep_part(ticket.id(), &mut with(5, Some(b"m"), "meta")), Verdict::Delivered);
         let completion = ticket.wait().await;
         assert!(matches!(completion, Completion::SecondMessage { first: 4, second } if second.offset == 5));
 
-        let id = pending.register(WaitFor::Reply).unwrap().id();
+        let id = pending.register(WaitFor::Reply, about()).unwrap().id();
         let mut late = with(6, Some(b"m"), "meta");
         assert_eq!(pending.keep_part(id, &mut late), Verdict::Late);
         assert!(late.is_some());
@@ -616,7 +645,7 @@ mod tests {
             let mut tickets: Vec<(CorrelationId, Option<Ticket>, bool)> = Vec::new();
             for step in steps {
                 match step {
-                    Step::Register => match pending.register(WaitFor::Reply) {
+                    Step::Register => match pending.register(WaitFor::Reply, about()) {
                         Ok(ticket) => tickets.push((ticket.id(), Some(ticket), false)),
                         Err(_) => prop_assert_eq!(tickets.iter().filter(|t| t.1.is_some()).count(), 16),
                     },

@@ -66,7 +66,8 @@ fn room_of(file: &str) -> &str {
 #[test]
 fn rooms_know_only_what_is_below_them() {
     const WITHIN_LAYER: [&str; 3] = ["Words", "Pure", "Composition"];
-    const BESIDE: [(&str, &str); 3] = [("admin", "ingress"), ("admin", "telemetry"), ("why", "dead_letters")];
+    const BESIDE: [(&str, &str); 4] =
+        [("admin", "ingress"), ("admin", "telemetry"), ("why", "dead_letters"), ("console", "admin")];
 
     let layers = layers();
     let mut place = BTreeMap::new();

@@ -12,10 +12,13 @@ pub struct Config {
     /// `token_file` (`ANTIPHON_ADMIN_TOKEN_FILE`): file whose first line is the
     /// token that requests must carry. Default: none.
     pub token_file: Option<PathBuf>,
+    /// `console` (`ANTIPHON_ADMIN_CONSOLE`): whether pages for operators are
+    /// served, on loopback or with a token. Default: true.
+    pub console: bool,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 9464)), token_file: None }
+        Self { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 9464)), token_file: None, console: true }
     }
 }

@@ -7,6 +7,8 @@
 //! | `/metrics` | OpenMetrics text |
 //! | `/log` | what is logged; `PUT` changes it, `DELETE` brings back what is configured |
 //!
+//! `console` puts its pages beside these, and guards them itself.
+//!
 //! With `admin.token_file` requests must carry its token. Probes have none: for
 //! them `/live` and `/ready` are answered without, and `/ready` keeps its reason
 //! to itself.
@@ -29,7 +31,7 @@ use tokio::net::TcpListener;
 use crate::exchange::{Instance, Phase};
 use crate::ingress::Acceptor;
 
-use token::Token;
+pub use token::Token;
 
 /// The body of a request, in bytes.
 const BODY_BYTES_MAX: usize = 16 * 1_024;
@@ -41,7 +43,8 @@ pub struct Admin {
     pub instance: Arc<Instance>,
     /// Its connections.
     pub acceptor: Arc<Acceptor>,
-    token: Token,
+    /// What requests must carry.
+    pub token: Token,
 }
 
 impl Admin {
@@ -50,8 +53,8 @@ impl Admin {
         Self { instance, acceptor, token: Token::new(config.token_file.clone()) }
     }
 
-    /// Serves until dropped.
-    pub async fn serve(self, listener: TcpListener) {
+    /// Serves these pages, and others beside them, until dropped.
+    pub async fn serve(self, listener: TcpListener, beside: Router) {
         let router = Router::new()
             .route("/live", get(async || "live\n"))
             .route("/ready", get(ready))
@@ -59,7 +62,8 @@ impl Admin {
             .route("/log", get(log::show).put(log::set).delete(log::reset))
             .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
             .layer(from_fn_with_state(self.token.clone(), token::ask))
-            .with_state(self);
+            .with_state(self)
+            .merge(beside);
         if let Err(error) = axum::serve(listener, router).await {
             tracing::error!(%error, "admin listener ended");
         }

@@ -13,7 +13,7 @@ const OPEN: [&str; 2] = ["/live", "/ready"];
 
 /// Where the token is; read for each request, so that it can change.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Token {
+pub struct Token {
     file: Option<Arc<PathBuf>>,
 }
 
@@ -23,9 +23,26 @@ impl Token {
         Self { file: file.map(Arc::new) }
     }
 
+    /// Whether there is one at all.
+    pub const fn is_asked_for(&self) -> bool {
+        self.file.is_some()
+    }
+
     /// Whether a request carries it, or need not.
-    pub(super) fn is_in(&self, headers: &HeaderMap) -> bool {
-        let Some(file) = &self.file else { return true };
+    pub fn is_in(&self, headers: &HeaderMap) -> bool {
+        if self.file.is_none() {
+            return true;
+        }
+        let shown = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
+        let bearer = shown.split_at_checked("bearer ".len());
+        let shown =
+            bearer.filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer ")).map(|(_, token)| token);
+        shown.is_some_and(|shown| self.is(shown))
+    }
+
+    /// Whether this is it.
+    pub fn is(&self, shown: &[u8]) -> bool {
+        let Some(file) = &self.file else { return false };
         let text = match std::fs::read_to_string(&**file) {
             Ok(text) => text,
             Err(error) => {
@@ -34,11 +51,7 @@ impl Token {
             }
         };
         let wanted = text.lines().next().unwrap_or_default().trim();
-        let shown = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
-        let bearer = shown.split_at_checked("bearer ".len());
-        let shown =
-            bearer.filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer ")).map(|(_, token)| token);
-        !wanted.is_empty() && shown.is_some_and(|shown| same(shown, wanted.as_bytes()))
+        !wanted.is_empty() && same(shown, wanted.as_bytes())
     }
 }
 

@@ -287,6 +287,7 @@ impl Judge<'_> {
         admin::Config {
             listen: value(part.listen, |listen| listen.0, admin::Config::default().listen),
             token_file: part.token_file.map(|file| file.value),
+            console: part.console.is_none_or(|found| found.value),
         }
     }
 

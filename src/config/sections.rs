@@ -202,6 +202,9 @@ sections! {
         /// (authorization: Bearer); read again for each. Default: none, and
         /// whoever reaches the listener may read.
         token_file: PathBuf = "",
+        /// Whether /console is served: pages for operators, only on loopback or
+        /// with token_file.
+        console: bool = "true",
     }
 
     /// Bounds on what is held.

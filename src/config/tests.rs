@@ -126,6 +126,7 @@ keep_alive_interval = "4s"
 keep_alive_timeout = "5s"
 [admin]
 listen = ":2"
+console = false
 [limits]
 in_flight_max = 100
 bytes_held_max = 0x100000
@@ -173,6 +174,7 @@ fn everything_can_be_set_in_the_file() {
     assert_eq!((config.gateway.grpc.message_bytes_max, config.gateway.grpc.reflection), (1 << 20, false));
     assert_eq!(config.gateway.grpc.metadata_forward, ["x-tenant", "authorization"]);
     assert_eq!(config.gateway.admin.listen.to_string(), "0.0.0.0:2");
+    assert!(!config.gateway.admin.console);
     assert_eq!((config.gateway.limits.in_flight_max, config.gateway.limits.bytes_held_max), (100, 1 << 20));
     assert_eq!(
         (config.gateway.reply.instance.as_deref(), config.gateway.reply.replication_factor),

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use crate::correlation::CorrelationId;
 use crate::message::dialect::Dialect;
-use crate::message::{GRPC_METHOD, OUTCOME, Reply, VALUE_LEFT_OUT};
+use crate::message::{GRPC_METHOD, OUTCOME, REPLAYED_BY, Reply, VALUE_LEFT_OUT};
 use crate::terms::DeadLetterClass;
 use crate::transport::Received;
 
@@ -182,6 +182,33 @@ pub struct Beside {
     pub late_reply: Option<LateReply>,
     /// How often it was sent again from here.
     pub replays: u32,
+    /// The last time of these.
+    pub last_replay: Option<Replayed>,
+}
+
+/// A note that a request was sent again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replayed {
+    /// When; milliseconds since 1970.
+    pub at_ms: i64,
+    /// By whom, where that was said.
+    pub by: Option<String>,
+    /// Where the request is now.
+    pub to: Option<Original>,
+    /// Whether it was sent for certain: `sent` or `unknown`.
+    pub outcome: Option<String>,
+}
+
+impl Replayed {
+    /// Reads a `replayed` record.
+    pub fn of(letter: &Letter) -> Self {
+        Self {
+            at_ms: letter.failed_at_ms(),
+            by: letter.text(REPLAYED_BY).map(Into::into),
+            to: letter.original(),
+            outcome: letter.outcome().map(Into::into),
+        }
+    }
 }
 
 /// A reply that came after its call had ended.

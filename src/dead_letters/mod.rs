@@ -16,16 +16,17 @@ mod letter;
 mod purge;
 mod read;
 mod replay;
+pub mod show;
 
 use std::collections::HashMap;
 
 use crate::transport::{Cluster, ClusterError, FetchError};
 
 pub use filter::{Filter, WhenError, parse_when};
-pub use letter::{Beside, LateReply, Letter, Original, Place, PlaceError};
+pub use letter::{Beside, LateReply, Letter, Original, Place, PlaceError, Replayed};
 pub use purge::{Before, Purge, plan_purge, purge};
-pub use read::{Collected, Entry, Keep, Scan, collect, fetch_one};
-pub use replay::{Prepared, Refusal, ReplayOptions, Replayer, Sent};
+pub use read::{Begin, Collected, Entry, Keep, Scan, collect, collect_from, fetch_one};
+pub use replay::{OperatorError, Prepared, Refusal, ReplayOptions, Replayer, Sent, operator};
 
 /// What the topics that this room knows end with: ours, and Spring's.
 pub const SUFFIXES: [&str; 2] = [".DLQ", "-dlt"];

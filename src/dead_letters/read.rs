@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use super::filter::Filter;
-use super::letter::{Beside, LateReply, Letter, Place};
+use super::letter::{Beside, LateReply, Letter, Place, Replayed};
 use super::{DeadLetterTopic, Error};
 use crate::terms::DeadLetterClass;
 use crate::transport::{Cluster, FetchError, PartitionReader};
@@ -25,6 +25,8 @@ const UNDECODABLE_NAMED_MAX: usize = 20;
 pub struct Scan {
     /// Records that were read.
     pub records: u64,
+    /// Records before the place where the reading was to begin.
+    pub passed_over: u64,
     /// Records that could not be decoded and were stepped over.
     pub undecodable: u64,
     /// Where the first of them are, and why.
@@ -60,6 +62,27 @@ pub enum Keep {
     Newest(usize),
 }
 
+/// Where the reading of a partition begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begin {
+    /// With its first record.
+    AtStart,
+    /// So many records before its end, or with its first.
+    BeforeEnd(u64),
+    /// At this offset: what stands beside a letter is always behind it.
+    At(i64),
+}
+
+impl Begin {
+    fn offset(self, start: i64, end: i64) -> i64 {
+        match self {
+            Self::AtStart => start,
+            Self::BeforeEnd(records) => end.saturating_sub_unsigned(records).max(start),
+            Self::At(offset) => offset.max(start),
+        }
+    }
+}
+
 /// The letters that a filter has found.
 #[derive(Debug, Default)]
 pub struct Collected {
@@ -93,13 +116,24 @@ pub async fn collect(
     keep: Keep,
     deadline: Instant,
 ) -> Result<Collected, Error> {
+    collect_from(cluster, topic, filter, Begin::AtStart, keep, deadline).await
+}
+
+/// The same without the records before `begin` in each partition.
+pub async fn collect_from(
+    cluster: &dyn Cluster,
+    topic: &DeadLetterTopic,
+    filter: &Filter,
+    begin: Begin,
+    keep: Keep,
+    deadline: Instant,
+) -> Result<Collected, Error> {
     let mut collected = Collected::default();
     for partition in topic.chosen(filter.partition)? {
         let mut shelf = Shelf { filter, keep, entries: VecDeque::new(), beside: HashMap::new(), more: 0 };
-        read_partition(cluster, topic, partition, deadline, &mut collected.scan, &mut |letter| {
-            shelf.take(letter)
-        })
-        .await?;
+        let section = Section { partition, begin, deadline };
+        read_partition(cluster, topic, section, &mut collected.scan, &mut |letter| shelf.take(letter))
+            .await?;
         collected.more += shelf.more;
         collected.entries.extend(shelf.into_entries());
     }
@@ -132,7 +166,10 @@ impl Shelf<'_> {
         if let Some(beside) = id.as_ref().and_then(|id| self.beside.get_mut(id)) {
             match letter.class() {
                 Some(DeadLetterClass::LateReply) => beside.late_reply = Some(LateReply::of(&letter)),
-                Some(DeadLetterClass::Replayed) => beside.replays += 1,
+                Some(DeadLetterClass::Replayed) => {
+                    beside.replays += 1;
+                    beside.last_replay = Some(Replayed::of(&letter));
+                }
                 _ => {}
             }
         }
@@ -170,19 +207,29 @@ impl Shelf<'_> {
     }
 }
 
+/// What of a topic is read, and until when.
+#[derive(Debug, Clone, Copy)]
+struct Section {
+    partition: i32,
+    begin: Begin,
+    deadline: Instant,
+}
+
 async fn read_partition(
     cluster: &dyn Cluster,
     topic: &DeadLetterTopic,
-    partition: i32,
-    deadline: Instant,
+    section: Section,
     scan: &mut Scan,
     take: &mut (dyn FnMut(Letter) + Send),
 ) -> Result<(), Error> {
+    let Section { partition, begin, deadline } = section;
     let Ok(opened) = timeout_at(deadline, open(cluster, topic, partition)).await else {
         scan.unfinished.push((partition, "the time limit has passed".to_owned()));
         return Ok(());
     };
-    let (mut reader, mut offset, end) = opened?;
+    let (mut reader, start, end) = opened?;
+    let mut offset = begin.offset(start, end);
+    scan.passed_over += u64::try_from(offset.min(end) - start).unwrap_or_default();
     let mut empty = 0;
     while offset < end {
         let Ok(fetched) = timeout_at(deadline, reader.fetch(offset, FETCH_WAIT)).await else {
@@ -273,7 +320,8 @@ pub(super) async fn first_since(
             first = Some(letter.place.offset);
         }
     };
-    read_partition(cluster, topic, partition, deadline, &mut scan, &mut take).await?;
+    let section = Section { partition, begin: Begin::AtStart, deadline };
+    read_partition(cluster, topic, section, &mut scan, &mut take).await?;
     // What was not read is not known to be old.
     let behind = if scan.unfinished.is_empty() { end } else { start };
     Ok((start, first.unwrap_or(behind), scan))

@@ -15,7 +15,9 @@ use tokio::time::Instant;
 use super::DeadLetterTopic;
 use super::letter::{Beside, Letter};
 use crate::backoff::Backoff;
-use crate::message::{CORRELATION_ID, GRPC_DEADLINE, OUTCOME, REPLAY, VALUE_LEFT_OUT, partition_of_key};
+use crate::message::{
+    CORRELATION_ID, GRPC_DEADLINE, OUTCOME, REPLAY, REPLAYED_BY, VALUE_LEFT_OUT, partition_of_key,
+};
 use crate::terms::{Compression, DeadLetterClass};
 use crate::transport::{Cluster, ClusterError, HeaderName, PartitionWriter, ProduceError, Record};
 
@@ -43,6 +45,21 @@ const STREAM: &str = "zilla:reply-to";
 /// How long one request is tried for, as long as it is certainly not sent.
 const SEND_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// Characters that the name of whoever sends requests again may have.
+const OPERATOR_CHARS_MAX: usize = 64;
+
+/// What is no name of an operator.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a name has 1 to {OPERATOR_CHARS_MAX} characters, none of them a control character")]
+pub struct OperatorError;
+
+/// The name of whoever sends requests again, as it goes into a header.
+pub fn operator(name: &str) -> Result<String, OperatorError> {
+    let name = name.trim();
+    let fits = !name.is_empty() && name.chars().count() <= OPERATOR_CHARS_MAX;
+    if fits && !name.chars().any(char::is_control) { Ok(name.to_owned()) } else { Err(OperatorError) }
+}
+
 /// How requests are sent again.
 #[derive(Debug, Clone, Default)]
 pub struct ReplayOptions {
@@ -54,6 +71,8 @@ pub struct ReplayOptions {
     pub deadline: Option<Duration>,
     /// How batches are compressed.
     pub compression: Option<Compression>,
+    /// Who does it; goes into the request and into the note beside the letter.
+    pub by: Option<String>,
 }
 
 /// Why a letter is not sent again.
@@ -167,8 +186,9 @@ impl<'a> Replayer<'a> {
         self.drop_dead_address(&mut headers, &mut changes);
         let before = letter.text(REPLAY).and_then(|text| text.parse::<u32>().ok()).unwrap_or_default();
         let count = before.saturating_add(beside.replays).saturating_add(1);
-        headers.retain(|(name, _)| name != REPLAY);
+        headers.retain(|(name, _)| name != REPLAY && name != REPLAYED_BY);
         headers.push((HeaderName::Borrowed(REPLAY), Bytes::from(count.to_string())));
+        headers.extend(self.signature());
 
         let key = letter.record.key.clone();
         let partition = match original.partition.filter(|partition| (0..partitions).contains(partition)) {
@@ -183,6 +203,11 @@ impl<'a> Replayer<'a> {
         let ends = letter.record.header(STREAM).is_some();
         let end = ends.then(|| Record { value: None, ..record.clone() });
         Ok(Prepared { topic: original.topic, partition, record, end, count, changes })
+    }
+
+    fn signature(&self) -> Option<(HeaderName, Bytes)> {
+        let by = self.options.by.as_ref()?;
+        Some((HeaderName::Borrowed(REPLAYED_BY), Bytes::from(by.clone())))
     }
 
     /// Its deadline has passed, or its caller has its status: either way it
@@ -245,6 +270,7 @@ impl<'a> Replayer<'a> {
         put("failure.timestamp", since_1970().as_millis().to_string());
         put(OUTCOME, outcome.to_owned());
         put(REPLAY, prepared.count.to_string());
+        headers.extend(self.signature());
         let record = Record { key: letter.record.key.clone(), value: None, headers };
         self.produce(&topic.name, letter.place.partition, &[record]).await
     }

@@ -7,7 +7,7 @@
 //!   └──────────── it is answered ───────────┴──────── it times out ◄─────┘
 //! ```
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -30,6 +30,15 @@ struct Circuit {
     open_until: Option<Instant>,
     /// Number of the call that tries.
     probe: Option<u64>,
+}
+
+/// What the circuit of a topic looks like from outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CircuitState {
+    /// Calls that timed out since the last answer.
+    pub timeouts_in_a_row: u32,
+    /// It is open, for so long; zero: the next call tries.
+    pub open_for: Option<Duration>,
 }
 
 /// What a call that was let through came to, as far as circuits care.
@@ -104,6 +113,18 @@ impl Circuits {
                 opens
             }
         }
+    }
+
+    /// The circuits that are not simply closed, by topic.
+    pub(super) fn states(&self) -> BTreeMap<Arc<str>, CircuitState> {
+        let now = Instant::now();
+        let state = |circuit: &Circuit| CircuitState {
+            timeouts_in_a_row: circuit.timeouts_in_a_row,
+            open_for: circuit.open_until.map(|until| until.saturating_duration_since(now)),
+        };
+        let by_topic = self.lock();
+        let known = by_topic.iter().map(|(topic, circuit)| (Arc::clone(topic), state(circuit)));
+        known.filter(|(_, state)| state.timeouts_in_a_row > 0 || state.open_for.is_some()).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, Circuit>> {

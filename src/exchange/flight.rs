@@ -18,7 +18,7 @@ use crate::correlation::CorrelationId;
 use crate::deadline::Deadline;
 use crate::message::format::{Format, confluent};
 use crate::message::{self, DecodeError, Reply};
-use crate::pending::{Completion, Progress, SendFailure, Ticket};
+use crate::pending::{About, Completion, Progress, SendFailure, Ticket};
 use crate::route::Route;
 use crate::terms::DeadLetterOn;
 use crate::transport::{Received, Record};
@@ -68,7 +68,13 @@ impl Flight {
 
         // Registered before anything is sent: a fast worker beats a slow registration.
         let collecting = route.replies.as_ref().map(|_| Box::new(Collecting::new(exchange, route)));
-        let ticket = exchange.register(route, collecting.as_deref()).map_err(|why| {
+        let about = About {
+            route: u32::try_from(route.index).unwrap_or(u32::MAX),
+            partition,
+            began: deadline.began(),
+            deadline: deadline.at(),
+        };
+        let ticket = exchange.register(route, about, collecting.as_deref()).map_err(|why| {
             exchange.settle_circuit(&route.request_topic, pass, Ending::Neither);
             unsent(why)
         })?;

@@ -41,8 +41,8 @@ pub struct Instance {
     reply_topic: Arc<str>,
     /// How many partitions the reply topic has.
     reply_partitions: AtomicI32,
-    heartbeat_age_max: Duration,
-    started: Instant,
+    pub(super) heartbeat_age_max: Duration,
+    pub(super) started: Instant,
     /// Tells this life of an instance from others with the same name.
     life: u64,
     /// When a heartbeat of another life was last seen; as `heartbeat_ms`.
@@ -112,7 +112,7 @@ pub struct ShardState {
     /// The partitions that it reads; all must be in order.
     places: Mutex<Vec<Arc<Place>>>,
     /// Its lanes, which end with its exchange.
-    lanes: OnceLock<Weak<Lanes>>,
+    pub(super) lanes: OnceLock<Weak<Lanes>>,
 }
 
 /// There is no partition to which replies could come: no calls are let in.
@@ -157,7 +157,7 @@ impl ShardState {
         self.lock().retain(|other| !Arc::ptr_eq(other, place));
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Place>>> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Vec<Arc<Place>>> {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -17,7 +17,7 @@
 //! | refused | halved until the culprit is alone; it fails, the rest goes on |
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -132,6 +132,23 @@ impl Measures {
     }
 }
 
+/// The last produce that failed, for those who look; a lane that works never
+/// touches it.
+#[derive(Debug, Default)]
+pub(super) struct LastError(Mutex<Option<(Instant, Arc<str>)>>);
+
+impl LastError {
+    /// When it was, and what.
+    pub(super) fn get(&self) -> Option<(Instant, Arc<str>)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, error: &ProduceError) {
+        let now = (Instant::now(), error.to_string().into());
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+    }
+}
+
 /// What a lane works with.
 pub(super) struct Lane {
     pub(super) topic: Arc<str>,
@@ -141,6 +158,7 @@ pub(super) struct Lane {
     pub(super) directory: Arc<TopicDirectory>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) measures: Measures,
+    pub(super) last_error: Arc<LastError>,
     pub(super) queue: mpsc::Receiver<Parcel>,
 }
 
@@ -378,6 +396,7 @@ impl Lane {
     fn note(&self, error: &ProduceError) {
         let kind = kind_of(error);
         self.metrics.produce_errors.get_or_create(&ProduceErrorLabels { kind }).inc();
+        self.last_error.set(error);
         tracing::warn!(topic = &*self.topic, partition = self.partition, %error, "produce failed");
     }
 }

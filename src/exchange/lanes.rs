@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
-use super::lane::{Lane, Measures, Parcel};
+use super::lane::{Lane, LastError, Measures, Parcel};
 use super::load::{self, Load, Waiting};
 use super::topics::TopicDirectory;
 use crate::metrics::{LaneLoad, Metrics};
@@ -51,6 +51,7 @@ impl TopicLanes {
 struct OpenLane {
     queue: mpsc::Sender<Parcel>,
     load: Arc<Load>,
+    last_error: Arc<LastError>,
     _task: Task,
 }
 
@@ -85,6 +86,7 @@ impl Lanes {
                 partition: i32::try_from(partition).unwrap_or(i32::MAX),
                 records: lane.queue.max_capacity() - lane.queue.capacity(),
                 calls: lane.load.waiting(),
+                last_error: lane.last_error.get(),
             };
             lanes.map(load).collect::<Vec<_>>()
         };
@@ -108,6 +110,7 @@ impl Lanes {
 
     fn open(&self, topic: &Arc<str>, partition: i32, waiting: Arc<AtomicU32>) -> OpenLane {
         let (queue, receiver) = mpsc::channel(self.queue_max);
+        let last_error = Arc::new(LastError::default());
         let lane = Lane {
             topic: Arc::clone(topic),
             partition,
@@ -116,9 +119,11 @@ impl Lanes {
             directory: Arc::clone(&self.directory),
             metrics: Arc::clone(&self.metrics),
             measures: Measures::new(&self.metrics, topic),
+            last_error: Arc::clone(&last_error),
             queue: receiver,
         };
-        OpenLane { queue, load: Load::new(waiting), _task: self.supervisor.spawn("lane", lane.run()) }
+        let task = self.supervisor.spawn("lane", lane.run());
+        OpenLane { queue, load: Load::new(waiting), last_error, _task: task }
     }
 }
 

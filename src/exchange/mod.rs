@@ -27,6 +27,7 @@ mod schemas;
 mod stream;
 mod topics;
 mod trouble;
+mod view;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -36,7 +37,7 @@ use crate::deadline::Deadline;
 use crate::message::dialect::Custom;
 use crate::message::{self, IDEMPOTENCY_KEY, Reply, ReplyAddress, RequestParts};
 use crate::metrics::{Histogram, Metrics};
-use crate::pending::{Pending, Ticket, WaitFor};
+use crate::pending::{About, Pending, Ticket, WaitFor};
 use crate::route::{Idempotency, Partitioning, Route};
 use crate::supervisor::{Supervisor, Task};
 use crate::terms::{Compression, Mode, ReplyRouting};
@@ -54,6 +55,7 @@ use lessee::Lessee;
 use load::Waiting;
 use replies::{Company, Reading, Recreate, ReplyReader};
 
+pub use circuit::CircuitState;
 pub use failure::{Failure, Outcome, Repeat, Tally, Trace, Why};
 pub use instance::{Instance, Parts, Phase, ShardState};
 pub use janitor::Janitor;
@@ -62,6 +64,7 @@ pub use schemas::{PrepareError, Schemas};
 pub use stream::{Item, ReplyStream};
 pub use topics::TopicDirectory;
 pub use trouble::Reason;
+pub use view::ReplyPlace;
 
 /// When a caller should come back that found a lane full.
 const LANE_RETRY_AFTER: Duration = Duration::from_millis(200);
@@ -306,15 +309,15 @@ impl Exchange {
         }
     }
 
-    fn register(&self, route: &Route, collecting: Option<&Collecting>) -> Result<Ticket, Why> {
+    fn register(&self, route: &Route, about: About, collecting: Option<&Collecting>) -> Result<Ticket, Why> {
         // The shard's lease may have been lost since the call was let in.
         if !self.instance.shards()[self.shard].is_seated() {
             return Err(Why::NotReady(self.instance.trouble_reason()));
         }
         let ticket = match (route.mode, collecting) {
-            (_, Some(collecting)) => self.pending.register_for(collecting.replies()),
-            (Mode::RequestReply, None) => self.pending.register(WaitFor::Reply),
-            (Mode::OneWay, None) => self.pending.register(WaitFor::Acknowledgement),
+            (_, Some(collecting)) => self.pending.register_for(collecting.replies(), about),
+            (Mode::RequestReply, None) => self.pending.register(WaitFor::Reply, about),
+            (Mode::OneWay, None) => self.pending.register(WaitFor::Acknowledgement, about),
         };
         ticket.map_err(|full| Why::Overloaded {
             what: "limits.in_flight_max (calls in flight in one shard)",

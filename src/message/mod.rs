@@ -59,6 +59,9 @@ pub const LEASE: &str = "antiphon-lease";
 /// Header of a request that was sent again from a dead-letter topic: how many
 /// times by now.
 pub const REPLAY: &str = "antiphon-replay";
+/// Header of a request that was sent again, and of the note of it: who did it,
+/// where that was said.
+pub const REPLAYED_BY: &str = "antiphon-replayed-by";
 /// Header of a dead letter: whether the request is in the log.
 pub const OUTCOME: &str = "antiphon-outcome";
 /// Header of a dead letter in the dialect `custom`: the correlation id.

@@ -43,6 +43,11 @@ impl Scale {
         }
     }
 
+    /// The bound of a bucket, as it is counted.
+    fn bound(self, index: usize) -> f64 {
+        2_f64.powi((self.first() as usize + index) as i32)
+    }
+
     fn show(self, value: f64) -> f64 {
         match self {
             Self::Time => value / 1e6,
@@ -76,11 +81,34 @@ impl Histogram {
 }
 
 /// The cells of one set of labels, added up.
-#[derive(Debug, Clone, PartialEq)]
-struct Sum {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sum {
     sum: u64,
-    count: u64,
+    /// How many values were counted.
+    pub count: u64,
     buckets: Vec<u64>,
+}
+
+impl Sum {
+    /// What has been counted since `earlier`, which is of the same labels.
+    pub fn since(&self, earlier: &Self) -> Self {
+        let buckets = self.buckets.iter().zip(&earlier.buckets).map(|(now, then)| now.saturating_sub(*then));
+        Self {
+            sum: self.sum.wrapping_sub(earlier.sum),
+            count: self.count.saturating_sub(earlier.count),
+            buckets: buckets.collect(),
+        }
+    }
+
+    /// Both together.
+    pub fn and(&self, other: &Self) -> Self {
+        let buckets = self.buckets.iter().zip(&other.buckets).map(|(one, other)| one + other);
+        Self {
+            sum: self.sum.wrapping_add(other.sum),
+            count: self.count + other.count,
+            buckets: buckets.collect(),
+        }
+    }
 }
 
 /// Histograms by their labels.
@@ -120,12 +148,31 @@ impl<L: Ord + Clone> Histograms<L> {
         }
     }
 
+    /// The value below which the part `share` of those in `sum` lie, as far as
+    /// the buckets tell: within one they are taken to lie evenly, as Prometheus
+    /// does. In seconds where times are counted; `None` where nothing was.
+    pub fn quantile(&self, sum: &Sum, share: f64) -> Option<f64> {
+        let rank = share * sum.count as f64;
+        let mut below = 0;
+        for (index, count) in sum.buckets.iter().enumerate().filter(|(_, count)| **count > 0) {
+            let upto = self.scale.bound(index.min(self.scale.bounds() - 1));
+            if (below + count) as f64 >= rank {
+                let from = if index == 0 { 0.0 } else { self.scale.bound(index - 1) };
+                let part = (rank - below as f64) / *count as f64;
+                return Some(self.scale.show(from + (upto - from).max(0.0) * part.clamp(0.0, 1.0)));
+            }
+            below += count;
+        }
+        None
+    }
+
     /// How many values were counted.
     pub fn count(&self, labels: &L) -> u64 {
         self.sums().into_iter().find(|(found, _)| found == labels).map_or(0, |(_, sum)| sum.count)
     }
 
-    fn sums(&self) -> Vec<(L, Sum)> {
+    /// All there is, by label.
+    pub fn sums(&self) -> Vec<(L, Sum)> {
         let add = |cells: &Vec<Arc<Histogram>>| {
             let mut all = Sum { sum: 0, count: 0, buckets: vec![0; self.scale.bounds() + 1] };
             for cell in cells {
@@ -206,7 +253,7 @@ where
                 Show::Sum => ConstCounter::new(all.sum).encode(family)?,
                 Show::Whole => {
                     let bound = |index: usize| match index < scale.bounds() {
-                        true => scale.show(2_f64.powi((scale.first() as usize + index) as i32)),
+                        true => scale.show(scale.bound(index)),
                         false => f64::INFINITY,
                     };
                     let buckets: Vec<(f64, u64)> =
@@ -248,6 +295,29 @@ mod tests {
             let found = cell.buckets.iter().position(|count| count.load(Ordering::Relaxed) == 1);
             assert_eq!(found, Some(bucket), "{scale:?} {value}");
         }
+    }
+
+    #[test]
+    fn a_quantile_lies_in_the_bucket_of_its_value() {
+        let all = Histograms::<&str>::new(Scale::Time);
+        assert_eq!(all.quantile(&Sum { sum: 0, count: 0, buckets: vec![0; 23] }, 0.5), None);
+        for _ in 0..99 {
+            all.observe(&"a", 1_000);
+        }
+        let before = all.sums().remove(0).1;
+        all.observe(&"a", 1_000_000);
+        let sum = all.sums().remove(0).1;
+        let (half, most) = (all.quantile(&sum, 0.5).unwrap(), all.quantile(&sum, 0.999).unwrap());
+        assert!((0.000_512..=0.001_024).contains(&half), "{half}");
+        assert!((0.524..=1.049).contains(&most), "{most}");
+        let since = sum.since(&before);
+        assert_eq!(since.count, 1);
+        assert!(all.quantile(&since, 0.01).unwrap() > 0.5);
+        assert_eq!(before.and(&since), sum);
+        // Beyond the last bound nothing is known but that.
+        all.observe(&"b", u64::MAX);
+        let beyond = all.quantile(&all.sums()[1].1, 0.5).unwrap();
+        assert!((134.0..135.0).contains(&beyond), "{beyond}");
     }
 
     #[test]

@@ -235,8 +235,13 @@ mod tests {
     use super::*;
     use crate::correlation::Minter;
     use crate::message::dialect::Dialect;
-    use crate::pending::Pending;
+    use crate::pending::{About, Pending};
     use crate::terms::CorrelationForm;
+
+    fn about() -> About {
+        let now = tokio::time::Instant::now();
+        About { route: 0, partition: 0, began: now, deadline: now }
+    }
 
     #[derive(Debug)]
     struct Shared(Arc<AtomicUsize>, usize);
@@ -298,7 +303,7 @@ mod tests {
         let room = Arc::new(AtomicUsize::new(0));
         let pending = Pending::new(9, Minter::new(0, 9, [1; 32]), 8);
         let queue = replies(None, &room, 1_000);
-        let mut ticket = pending.register_for(Arc::clone(&queue)).unwrap();
+        let mut ticket = pending.register_for(Arc::clone(&queue), about()).unwrap();
         let id = ticket.id();
         assert_eq!(pending.resolve(id, &mut record(1, false, 3)), Verdict::Delivered);
         // As Zilla's messages come.
@@ -353,7 +358,7 @@ mod tests {
         let room = Arc::default();
         let pending = Pending::new(9, Minter::new(0, 9, [1; 32]), 8);
         let queue = replies(None, &room, 1_000);
-        let ticket = pending.register_for(Arc::clone(&queue)).unwrap();
+        let ticket = pending.register_for(Arc::clone(&queue), about()).unwrap();
         let waiting = tokio::spawn({
             let queue = Arc::clone(&queue);
             async move { (queue.next().await, queue.cut().await).0 }

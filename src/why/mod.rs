@@ -14,7 +14,9 @@
 //! ```
 
 mod name;
+mod scope;
 mod search;
+pub mod show;
 mod story;
 mod verdict;
 
@@ -25,7 +27,8 @@ use tokio::time::Instant;
 use crate::message::dialect::Custom;
 use crate::transport::{Cluster, ClusterError, FetchError, Groups};
 
-pub use name::{Name, is_secret};
+pub use name::Name;
+pub use scope::{Scope, scope};
 pub use search::{Limits, Searched};
 pub use story::{Asked, ReplyLog, Sighting, Story};
 pub use verdict::{Answered, Appended, Cause, DeadLetter, Facts, Hands, Replays, Verdict, judge, span};

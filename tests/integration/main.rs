@@ -8,6 +8,7 @@ mod bad_input;
 mod bench;
 mod calls;
 mod circuit;
+mod console;
 mod dead_letters;
 mod dialects;
 mod dlq;

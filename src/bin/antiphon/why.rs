@@ -10,12 +10,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use antiphon::config::{self, Flags};
-use antiphon::dead_letters::{SUFFIXES, parse_when};
+use antiphon::dead_letters::parse_when;
 use antiphon::kafka::{Connector, KafkaCluster};
 use antiphon::route::{self, RouteTable};
 use antiphon::telemetry;
 use antiphon::transport::Cluster as _;
-use antiphon::why::{Error, Found, Limits, Name, Question, Searched, investigate};
+use antiphon::why::{Error, Found, Limits, Name, Question, Scope, Searched, investigate, scope};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::time::Instant;
 
@@ -104,7 +104,10 @@ impl Prepared {
             |text: &String| parse_when(text, now_ms).map_err(|error| Failed(error.to_string(), exit::USAGE));
         let record = flags.record.as_ref().map(|at| (at.topic.clone(), at.partition, at.offset));
         let reply_prefix = self.config.gateway.reply.topic_prefix.clone();
-        let (request_topics, dead_letter_topics) = self.topics(flags, existing, &reply_prefix)?;
+        let named: BTreeSet<String> = flags.topics.iter().cloned().collect();
+        let of_record = flags.record.iter().map(|at| at.topic.clone());
+        let Scope { request_topics, dead_letter_topics } =
+            scope(self.routes.as_ref(), existing, &reply_prefix, named, of_record)?;
         let since_ms = when(&flags.since)?;
         Ok(Question {
             name: flags.name.as_deref().map(Name::new),
@@ -119,43 +122,6 @@ impl Prepared {
             deadline: Instant::now() + flags.timeout,
             now_ms,
         })
-    }
-
-    /// Topics with requests, and those with their dead letters.
-    fn topics(
-        &self,
-        flags: &WhyFlags,
-        existing: &BTreeSet<String>,
-        reply_prefix: &str,
-    ) -> Result<(Vec<String>, Vec<String>), Failed> {
-        let mut requests: BTreeSet<String> = flags.topics.iter().cloned().collect();
-        if let Some(missing) = requests.iter().find(|topic| !existing.contains(*topic)) {
-            return Err(Error::NoTopic(missing.clone()).into());
-        }
-        requests.extend(flags.record.iter().map(|at| at.topic.clone()));
-        let mut letters = BTreeSet::new();
-        // Named topics narrow the search of what the routes have.
-        let only_named = !requests.is_empty();
-        for route in self.routes.iter().flat_map(RouteTable::routes) {
-            if only_named && !requests.contains(&*route.request_topic) {
-                continue;
-            }
-            requests.insert(route.request_topic.to_string());
-            letters.insert(route.dead_letter_topic.to_string());
-        }
-        let is_for_letters = |topic: &str| SUFFIXES.iter().any(|suffix| topic.ends_with(suffix));
-        if requests.is_empty() {
-            let others = existing.iter().filter(|topic| {
-                !topic.starts_with('_') && !topic.starts_with(reply_prefix) && !is_for_letters(topic)
-            });
-            requests.extend(others.cloned());
-        }
-        for topic in &requests {
-            letters.extend(SUFFIXES.iter().map(|suffix| format!("{topic}{suffix}")));
-        }
-        requests.retain(|topic| existing.contains(topic) && !letters.contains(topic));
-        letters.retain(|topic| existing.contains(topic));
-        Ok((requests.into_iter().collect(), letters.into_iter().collect()))
     }
 
     fn report(&self, flags: &WhyFlags, question: &Question, found: &Found) -> ExitCode {

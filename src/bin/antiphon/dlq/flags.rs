@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use antiphon::dead_letters::{Filter, Place, parse_when};
+use antiphon::dead_letters::{Filter, Place, operator, parse_when};
 use antiphon::route::parse_duration;
 use antiphon::terms::DeadLetterClass;
 use clap::{Args, Subcommand};
@@ -223,6 +223,10 @@ pub(crate) struct ReplayFlags {
     /// Give each request a new deadline, so long after it is sent
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub(super) deadline: Option<Duration>,
+
+    /// Who does it: goes into each request and into the note beside its letter
+    #[arg(long, value_name = "NAME", value_parser = operator)]
+    pub(super) by: Option<String>,
 
     /// No faster than this, such as 50/s or 100/m
     #[arg(long, value_name = "N/s", value_parser = pause)]

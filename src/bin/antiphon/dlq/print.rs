@@ -1,59 +1,13 @@
 //! Letters as text and as JSON.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
-use antiphon::dead_letters::{Beside, Entry, LateReply, Letter};
+use antiphon::dead_letters::Entry;
+pub(crate) use antiphon::dead_letters::show::{
+    age, beside, count, header_value, method_of, now_ms, status_name, timestamp,
+};
 use antiphon::route::{Lookup, RouteTable};
-use antiphon::terms::STATUS_NAMES;
-use antiphon::why::is_secret;
 use bytes::Bytes;
-use chrono::{DateTime, SecondsFormat};
 use prost_reflect::{DynamicMessage, MessageDescriptor};
 use serde_json::{Value, json};
-
-/// Milliseconds since 1970.
-pub(crate) fn now_ms() -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
-}
-
-/// RFC 3339, in UTC.
-pub(crate) fn timestamp(ms: i64) -> String {
-    match DateTime::from_timestamp_millis(ms) {
-        Some(at) => at.to_rfc3339_opts(SecondsFormat::Millis, true),
-        None => ms.to_string(),
-    }
-}
-
-/// In the largest unit that fits.
-pub(crate) fn age(ms: i64) -> String {
-    let seconds = ms.max(0) / 1_000;
-    match seconds {
-        0..120 => format!("{seconds}s"),
-        120..7_200 => format!("{}m", seconds / 60),
-        7_200..172_800 => format!("{}h", seconds / 3_600),
-        _ => format!("{}d", seconds / 86_400),
-    }
-}
-
-/// The name of a late reply's status.
-pub(crate) fn status_name(late: &LateReply) -> &'static str {
-    match late.status {
-        Ok(code) => STATUS_NAMES.get(usize::from(code)).copied().unwrap_or("UNKNOWN"),
-        Err(_) => "unreadable reply",
-    }
-}
-
-/// What stands beside a request, in few words.
-pub(crate) fn beside(beside: &Beside) -> String {
-    let late = beside.late_reply.as_ref().map(|late| {
-        let word = if late.is_done() { "done" } else { "late" };
-        format!("{word}: {}", status_name(late))
-    });
-    let replays = (beside.replays > 0).then(|| format!("replayed {}x", beside.replays));
-    let both: Vec<String> = late.into_iter().chain(replays).collect();
-    if both.is_empty() { "-".to_owned() } else { both.join(", ") }
-}
 
 /// Text that does nothing to a terminal.
 pub(crate) fn tame(text: &str) -> String {
@@ -146,44 +100,9 @@ pub(crate) fn hex_lines(bytes: &[u8], bytes_max: usize) -> Vec<String> {
     lines
 }
 
-/// In place of what must not be shown.
-const HIDDEN: &str = "(hidden)";
-
-/// A header's value: text where it is, hexadecimal where it is not; nothing of
-/// credentials that were forwarded to the worker.
-pub(crate) fn header_value(name: &str, value: &[u8]) -> String {
-    if is_secret(name) {
-        return HIDDEN.to_owned();
-    }
-    match std::str::from_utf8(value) {
-        Ok(text) if !text.chars().any(char::is_control) => text.to_owned(),
-        _ => format!("0x{}", value.iter().map(|byte| format!("{byte:02x}")).collect::<String>()),
-    }
-}
-
-/// `1 letter`, `2 letters`.
-pub(crate) fn count(number: u64, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
-}
-
-/// The letter's method, or a dash.
-pub(crate) fn method_of(letter: &Letter) -> String {
-    letter.method().map_or_else(|| "-".to_owned(), |method| method.trim_start_matches('/').to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ages_have_one_unit() {
-        for (ms, expected) in
-            [(-5, "0s"), (119_999, "119s"), (120_000, "2m"), (7_200_000, "2h"), (172_800_000, "2d")]
-        {
-            assert_eq!(age(ms), expected);
-        }
-        assert_eq!(timestamp(1_500), "1970-01-01T00:00:01.500Z");
-    }
 
     #[test]
     fn bytes_are_shown_as_hexdump_shows_them() {
@@ -195,10 +114,6 @@ mod tests {
                 "00000010  00 21                                            |.!|",
                 "and 1 bytes more",
             ]
-        );
-        assert_eq!(
-            (header_value("x", b"a b"), header_value("x", b"\x00\x01")),
-            ("a b".to_owned(), "0x0001".to_owned())
         );
         assert_eq!(tame("a\x1b[2J"), "a\u{fffd}[2J");
     }

@@ -57,6 +57,7 @@ pub(super) async fn run(connected: &Connected, flags: &ReplayFlags) -> Result<Ex
         again: flags.again,
         deadline: flags.deadline,
         compression: Some(connected.compression),
+        by: flags.by.clone(),
     };
     let replayer = Replayer::new(&connected.cluster, &connected.topics, options);
     let willing =

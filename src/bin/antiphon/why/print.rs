@@ -1,11 +1,13 @@
 //! Stories as text and as JSON.
 
 use antiphon::dead_letters::LateReply;
+use antiphon::dead_letters::show::{count, header_value, timestamp};
 use antiphon::route::RouteTable;
-use antiphon::why::{Asked, Found, Name, Question, ReplyLog, Searched, Sighting, Story, judge, span};
+use antiphon::why::show::{Event, events, groups_text, log_text, note, ordered};
+use antiphon::why::{Asked, Found, Name, Question, ReplyLog, Searched, Sighting, Story, judge};
 use serde_json::{Value, json};
 
-use crate::dlq::print::{count, decode, header_value, hex_lines, status_name, table, tame, timestamp};
+use crate::dlq::print::{decode, hex_lines, table, tame};
 
 /// Bytes of a value that are shown.
 const VALUE_BYTES_SHOWN: usize = 1_024;
@@ -190,77 +192,13 @@ impl Page<'_> {
     }
 }
 
-/// All records by time.
-fn ordered(story: &Story) -> Vec<(&'static str, &Sighting)> {
-    let mut all: Vec<_> = story.sightings().collect();
-    all.sort_by_key(|(_, seen)| seen.letter.record.timestamp_ms);
-    all
-}
-
 /// What happened when, each with its distance from the request.
 fn timeline(story: &Story) -> String {
-    let began = story.requests.first().map_or(story.began_ms(), |seen| seen.letter.record.timestamp_ms);
-    let after = |ms: i64| match ms - began {
-        before if before < 0 => span(before),
-        after => format!("+{}", span(after)),
+    let row = |event: Event<'_>| {
+        let place = event.place().unwrap_or_default();
+        vec![event.after(), timestamp(event.at_ms), event.what.to_owned(), tame(&place), tame(&event.note())]
     };
-    let mut events: Vec<(i64, Vec<String>)> = ordered(story)
-        .into_iter()
-        .map(|(what, seen)| {
-            let at = seen.letter.record.timestamp_ms;
-            let place = format!("{}/{}", seen.topic, seen.letter.place);
-            (at, vec![after(at), timestamp(at), what.to_owned(), tame(&place), tame(&note(what, seen))])
-        })
-        .collect();
-    if let Some(at) = story.deadline_ms() {
-        let what = "deadline of the caller".to_owned();
-        events.push((at, vec![after(at), timestamp(at), what, String::new(), String::new()]));
-    }
-    events.sort_by_key(|(at, _)| *at);
-    table(&events.into_iter().map(|(_, row)| row).collect::<Vec<_>>())
-}
-
-/// What a record says besides.
-fn note(what: &str, seen: &Sighting) -> String {
-    let letter = &seen.letter;
-    match what {
-        "reply" | "late reply" => {
-            let reply = LateReply::of(letter);
-            let message = reply.status.as_ref().err().unwrap_or(&reply.message);
-            let colon = if message.is_empty() { "" } else { ": " };
-            format!("{}{colon}{message}", status_name(&reply))
-        }
-        "dead letter" => {
-            let class = letter.class().map_or("of another program", |class| class.as_str());
-            format!("{class}: {}", letter.reason().unwrap_or_default())
-        }
-        _ => letter.value_bytes.map_or_else(String::new, |bytes| count(bytes as u64, "byte")),
-    }
-}
-
-fn log_text(log: ReplyLog) -> &'static str {
-    match log {
-        ReplyLog::NotNamed | ReplyLog::Whole => "",
-        ReplyLog::Trimmed => " (what its gateway has read is dropped)",
-        ReplyLog::Gone => " (gone: its instance has stopped)",
-    }
-}
-
-fn groups_text(groups: &Asked) -> Option<String> {
-    match groups {
-        Asked::No => None,
-        Asked::Failed(why) => Some(format!("not known: {why}")),
-        Asked::Groups(groups, _) if groups.is_empty() => Some("no consumer group".to_owned()),
-        Asked::Groups(groups, end) => {
-            let one = |group: &antiphon::transport::GroupProgress| {
-                let at =
-                    group.committed.map_or("nothing committed".to_owned(), |at| format!("at {at} of {end}"));
-                let members = group.members.map(|members| format!(", {}", count(members as u64, "member")));
-                format!("{} ({at}{})", group.group, members.unwrap_or_default())
-            };
-            Some(groups.iter().map(one).collect::<Vec<_>>().join(", "))
-        }
-    }
+    table(&events(story).into_iter().map(row).collect::<Vec<_>>())
 }
 
 fn groups_json(groups: &Asked) -> Value {
