@@ -101,12 +101,6 @@ incidents *ARGS:
     cargo build --release --locked
     python3 tests/incidents/run.py --antiphon target/release/antiphon {{ARGS}}
 
-
-# The console in headless Chromium, on a gateway with a real worker.
-console *ARGS:
-    cargo build --release --locked --bin antiphon --example dev_broker
-    python3 tests/console/run.py {{ARGS}}
-
 # Dashboard and alerts against a real Prometheus (Debian: apt-get install prometheus).
 metrics *ARGS:
     cargo build --release --locked --bin antiphon --example dev_broker
