@@ -69,6 +69,8 @@ pub struct Config {
     pub schema_registry: Option<crate::registry::config::Config>,
     /// Lines about calls.
     pub access_log: crate::access_log::config::Config,
+    /// Spans of calls; `None` where there are none.
+    pub traces: Option<crate::traces::config::Config>,
     /// The end.
     pub drain: DrainConfig,
     /// `shards` (`ANTIPHON_SHARDS`): threads that serve calls, 1 to 256.
@@ -88,6 +90,7 @@ impl Default for Config {
             idempotency: Default::default(),
             schema_registry: None,
             access_log: Default::default(),
+            traces: None,
             drain: DrainConfig::default(),
             shards: std::thread::available_parallelism().map_or(1, usize::from).min(limits::SHARDS_MAX),
         }
@@ -153,6 +156,9 @@ pub enum StartError {
     /// The access log can't be written.
     #[error(transparent)]
     AccessLog(#[from] crate::access_log::Error),
+    /// Traces can't be exported.
+    #[error("traces: {0}")]
+    Traces(#[source] crate::web_client::WebClientError),
     /// No heartbeat came back in time.
     #[error(
         "no heartbeat came back through reply topic {topic} within {waited:?}: {}",
@@ -410,7 +416,7 @@ impl Gateway {
                 let _ = shard.join();
             }
         }
-        self.observers.flush();
+        self.observers.flush().await;
         reply_path::close(&self.instance, &*self.cluster, self.routing).await;
         if left == 0 { Ok(()) } else { Err(StopError::CallsCut(left)) }
     }
@@ -640,9 +646,9 @@ impl ShardPlan {
         let exchange = Arc::new(Exchange::start(shard, self.instance, cluster, &self.supervisor, settings));
         let Entrance { tls, guard } = self.entrance;
         let grpc = self.config.grpc;
-        let log = self.observers.access_log;
+        let ear = self.observers.ear;
         let service =
-            ingress::Service::new(&grpc, self.routes, exchange, &self.health, self.reflection, guard, log);
+            ingress::Service::new(&grpc, self.routes, exchange, &self.health, self.reflection, guard, ear);
         ingress::serve_shard(seat, service, tls, grpc, self.supervisor, self.lifecycle).await;
     }
 }

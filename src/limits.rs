@@ -144,6 +144,12 @@ pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 256;
 
 /// Lines of the access log that wait to be written.
 pub const ACCESS_LOG_LINES_MAX: usize = 16_384;
+/// Calls whose spans wait to be exported.
+pub const SPANS_WAITING_CALLS_MAX: usize = 2_048;
+/// Spans in one export, give or take those of a call.
+pub const SPANS_PER_EXPORT: usize = 512;
+/// How often an export is tried.
+pub const EXPORT_ATTEMPTS_MAX: u32 = 4;
 /// How long the end of a process waits for lines and spans to be written, in
 /// milliseconds.
 pub const OBSERVERS_FLUSH_TIMEOUT_MS: u64 = 3_000;

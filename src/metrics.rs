@@ -94,6 +94,10 @@ pub struct Metrics {
     pub orphans_removed: Counter,
     /// `antiphon_access_log_dropped_total`.
     pub access_log_dropped: Counter,
+    /// `antiphon_spans_exported_total`.
+    pub spans_exported: Counter,
+    /// `antiphon_spans_dropped_total`.
+    pub spans_dropped: Counter,
     /// `antiphon_leases_total{kind}`: what became of leases of reply partitions.
     pub leases: Family<LeaseLabels, Counter>,
 }
@@ -244,6 +248,8 @@ impl Metrics {
             reply_topics: Gauge::default(),
             orphans_removed: Counter::default(),
             access_log_dropped: Counter::default(),
+            spans_exported: Counter::default(),
+            spans_dropped: Counter::default(),
             leases: Family::default(),
         };
         metrics.begin_at_zero();
@@ -357,6 +363,8 @@ impl Metrics {
         put(registry, "antiphon_orphans_removed", self.orphans_removed.clone());
         put(registry, "antiphon_leases", self.leases.clone());
         put(registry, "antiphon_access_log_dropped", self.access_log_dropped.clone());
+        put(registry, "antiphon_spans_exported", self.spans_exported.clone());
+        put(registry, "antiphon_spans_dropped", self.spans_dropped.clone());
     }
 
     /// Shows what the lanes have to do, those with the most first if there are

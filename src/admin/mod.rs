@@ -60,6 +60,8 @@ impl Admin {
             .route("/ready", get(ready))
             .route("/metrics", get(metrics))
             .route("/log", get(log::show).put(log::set).delete(log::reset))
+            // Behind the token, too, and before those of other pages.
+            .fallback(async || StatusCode::NOT_FOUND)
             .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
             .layer(from_fn_with_state(self.token.clone(), token::ask))
             .with_state(self);

@@ -12,6 +12,7 @@
 //! ```
 
 mod observers;
+mod opentelemetry;
 mod reply;
 mod resolve;
 mod sections;
@@ -109,6 +110,7 @@ fn read(flags: &Flags, variables: &[(OsString, OsString)], mistakes: &mut Mistak
     if let Some(path) = layers::file_path(flags, variables) {
         file::read(&path, &mut layers, mistakes);
     }
+    layers.layers.insert(0, opentelemetry::layer(variables, mistakes));
     layers.layers.push(layers::environment(variables, mistakes));
     layers.layers.push(layers::flags(flags));
     resolve::resolve(layers, mistakes)

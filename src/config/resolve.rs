@@ -50,6 +50,7 @@ pub(super) fn resolve(layers: Layers, mistakes: &mut Mistakes) -> Resolved {
     let drain = judge.drain();
     let log = judge.log();
     let access_log = judge.access_log(log.format);
+    let traces = judge.traces();
     judge.together(&limits, &grpc, &admin);
     let access_place = judge.place_of(&[("access", "allow")]);
     let schema_registry = judge.schema_registry();
@@ -75,6 +76,7 @@ pub(super) fn resolve(layers: Layers, mistakes: &mut Mistakes) -> Resolved {
         idempotency,
         schema_registry,
         access_log,
+        traces,
         drain,
         shards,
     };

@@ -309,6 +309,35 @@ sections! {
         format: Term<LogFormat> = "",
     }
 
+    /// Spans of sampled calls. The variables of OpenTelemetry that are named
+    /// are read, too, and everything else wins over them.
+    Traces in "traces" {
+        /// URL that spans are posted to, as OTLP over HTTP in protobuf, its path
+        /// included (OTEL_EXPORTER_OTLP_TRACES_ENDPOINT; or
+        /// OTEL_EXPORTER_OTLP_ENDPOINT without the path). Default: none, and
+        /// nothing is sampled.
+        endpoint: String = "",
+        /// Share of the traces that begin here that are recorded, 0 to 1; of
+        /// others their beginning decides (OTEL_TRACES_SAMPLER).
+        ratio: Share = "0.01",
+        /// Name of the service (OTEL_SERVICE_NAME).
+        service_name: String = "antiphon",
+        /// Further attributes of the process, as name=value
+        /// (OTEL_RESOURCE_ATTRIBUTES).
+        resource: Vec<String> = "",
+        /// HTTP headers of each export, as name=value
+        /// (OTEL_EXPORTER_OTLP_HEADERS). headers_file keeps secrets out of the
+        /// configuration.
+        headers: Secret = "",
+        /// File with such headers, one a line.
+        headers_file: PathBuf = "",
+        /// One export. Default: 10s.
+        timeout: Time = "",
+        /// PEM certificates that the collector's must lead to. Default: the
+        /// system's.
+        ca_file: PathBuf = "",
+    }
+
     /// Headers of the dialect custom.
     CustomDialect in "custom_dialect" {
         /// Header of requests and replies for the correlation id; must be set

@@ -1,30 +1,35 @@
-//! What is told of a call when it is over: to the metrics, and to the access
-//! log.
+//! What is told of a call when it is over: to the metrics, to the access log, and
+//! to whoever traces it.
 //!
 //! An [`Account`] is opened with the call and closes itself: however a call ends,
 //! and be it that its caller drops it, it is counted once, and has a line or not.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tonic::{Code, Status};
 
+use super::spans::{Told, Traced};
 use super::untaken::Untaken;
 use crate::access::{Claims, Names};
 use crate::access_log::{AccessLog, Line};
 use crate::deadline::Deadline;
-use crate::exchange::{Instance, Journey, Trace};
-use crate::message::{IDEMPOTENCY_KEY, TRACEPARENT};
+use crate::exchange::{Instance, Journey, Outcome, Trace};
+use crate::message::{IDEMPOTENCY_KEY, TRACEPARENT, TRACESTATE};
 use crate::metrics::{CallLabels, Histogram, micros};
 use crate::pending::Coordinates;
 use crate::route::{Route, RouteTable};
 use crate::terms::STATUS_NAMES;
-use crate::traces::Context;
+use crate::traces::{Context, Tracer};
+use crate::transport::HeaderName as RecordHeaderName;
 
 /// The method of calls of what is not served, as OpenTelemetry names it.
 const OTHER: &str = "_OTHER";
 static TRACEPARENT_NAME: HeaderName = HeaderName::from_static(TRACEPARENT);
+static TRACESTATE_NAME: HeaderName = HeaderName::from_static(TRACESTATE);
 static IDEMPOTENCY_NAME: HeaderName = HeaderName::from_static(IDEMPOTENCY_KEY);
 
 /// Whoever is at the other end of a connection.
@@ -38,23 +43,28 @@ pub(super) struct Peer {
     pub(super) untaken: Arc<Untaken>,
 }
 
+/// Who wants to hear of calls, besides the metrics.
+#[derive(Debug, Clone, Default)]
+pub struct Ear {
+    /// Lines of those that failed, and of a share of the others.
+    pub access_log: Option<Arc<AccessLog>>,
+    /// Spans of those that are sampled.
+    pub tracer: Option<Arc<Tracer>>,
+}
+
 /// Where the calls of one shard are accounted for.
 pub(super) struct Books {
     instance: Arc<Instance>,
-    log: Option<Arc<AccessLog>>,
+    ear: Ear,
     /// By `Route::index`: where successes are counted, which is looked up once.
     succeeded: Box<[OnceLock<Arc<Histogram>>]>,
     other: Arc<str>,
 }
 
 impl Books {
-    pub(super) fn new(
-        instance: Arc<Instance>,
-        routes: &RouteTable,
-        log: Option<Arc<AccessLog>>,
-    ) -> Arc<Self> {
+    pub(super) fn new(instance: Arc<Instance>, routes: &RouteTable, ear: Ear) -> Arc<Self> {
         let succeeded = routes.routes().iter().map(|_| OnceLock::new()).collect();
-        Arc::new(Self { instance, log, succeeded, other: OTHER.into() })
+        Arc::new(Self { instance, ear, succeeded, other: OTHER.into() })
     }
 
     /// Opens the account of a call.
@@ -65,13 +75,21 @@ impl Books {
         claims: Option<Arc<Claims>>,
         headers: &HeaderMap,
     ) -> Account {
-        let context = headers.get(&TRACEPARENT_NAME).and_then(|text| Context::parse(text.as_bytes()));
+        let parent = headers.get(&TRACEPARENT_NAME).and_then(|text| Context::parse(text.as_bytes()));
+        let sampled = self.ear.tracer.as_ref().and_then(|tracer| tracer.sample(parent));
+        // Boxed: few calls are traced, and all would have to carry it.
+        let traced = sampled.map(|sampled| {
+            let state = parent.and_then(|_| headers.get(&TRACESTATE_NAME).cloned());
+            Box::new(Traced { sampled, state })
+        });
+        let context = sampled.map(|sampled| sampled.context).or(parent);
         Account {
             books: Arc::clone(self),
             peer: Arc::clone(peer),
             callee,
             claims,
             context,
+            traced,
             key: headers.get(&IDEMPOTENCY_NAME).cloned(),
             deadline: None,
             code: None,
@@ -114,7 +132,9 @@ pub(super) struct Account {
     peer: Arc<Peer>,
     callee: Callee,
     claims: Option<Arc<Claims>>,
+    /// Of the trace that it is part of.
     context: Option<Context>,
+    traced: Option<Box<Traced>>,
     key: Option<HeaderValue>,
     deadline: Option<Deadline>,
     code: Option<Code>,
@@ -137,8 +157,23 @@ impl Account {
         self.deadline = Some(deadline);
     }
 
+    /// Puts the span that sends the request into what its record carries. Where
+    /// the call is not traced, that is what its caller has sent.
+    pub(super) fn inject(&self, metadata: &mut Vec<(RecordHeaderName, Bytes)>) {
+        let Some(traced) = &self.traced else { return };
+        let context = Context { span_id: traced.sampled.producer, ..traced.sampled.context };
+        let text = Bytes::from(context.to_string());
+        match metadata.iter_mut().find(|(name, _)| name == TRACEPARENT) {
+            Some((_, value)) => *value = text,
+            None => metadata.push((RecordHeaderName::Borrowed(TRACEPARENT), text)),
+        }
+    }
+
     /// It has been let in: where it is noted how far it comes.
     pub(super) fn follow(&mut self, journey: Option<&Arc<Journey>>) {
+        if let Some(journey) = journey.filter(|_| self.traced.is_some()) {
+            journey.trace();
+        }
         self.journey = journey.cloned();
     }
 
@@ -184,6 +219,37 @@ impl Account {
         told.or_else(|| self.journey.as_ref()?.id())
     }
 
+    fn outcome(&self) -> Outcome {
+        let told = self.trace.as_ref().map(|trace| trace.outcome);
+        let noted = || self.journey.as_ref().map(|journey| journey.outcome());
+        // One that was not let in has sent nothing.
+        told.or_else(noted).unwrap_or(Outcome::NotSent)
+    }
+
+    #[cold]
+    fn export(&self, tracer: &Tracer, traced: &Traced, code: Code, took_us: u64) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let (path, request_topic) = match &self.callee {
+            Callee::Route(route) => (&*route.path, Some(&*route.request_topic)),
+            Callee::Other(_) => (OTHER, None),
+        };
+        let told = Told {
+            traced,
+            path,
+            request_topic,
+            reply_topic: self.books.instance.reply_topic(),
+            peer: self.peer.address,
+            code,
+            reason: self.reason.as_deref().unwrap_or_default(),
+            outcome: self.outcome(),
+            id: self.id().map(|id| id.to_string()),
+            journey: self.journey.as_deref(),
+            end_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
+            took_us,
+        };
+        tracer.export(told.spans());
+    }
+
     #[cold]
     fn write(&self, log: &AccessLog, code: Code, took_us: u64) {
         let mut line = log.line();
@@ -215,9 +281,7 @@ impl Account {
 
     fn write_what_is_known(&self, line: &mut Line) {
         let (trace, journey) = (self.trace.as_ref(), self.journey.as_ref());
-        let outcome = trace.map(|trace| trace.outcome).or_else(|| Some(journey?.outcome()));
-        // One that was not let in has sent nothing.
-        line.text("outcome", outcome.map_or("not-sent", |outcome| outcome.as_str()));
+        line.text("outcome", self.outcome().as_str());
         if let Some(id) = self.id() {
             line.text("correlation_id", &id.to_string());
         }
@@ -280,7 +344,10 @@ impl Drop for Account {
         // grpc-timeout is malformed.
         let took_us = self.deadline.map_or(0, |deadline| micros(deadline.began().elapsed()));
         self.books.count(&self.callee, code, took_us);
-        if let Some(log) = &self.books.log
+        if let (Some(traced), Some(tracer)) = (&self.traced, &self.books.ear.tracer) {
+            self.export(tracer, traced, code, took_us);
+        }
+        if let Some(log) = &self.books.ear.access_log
             && (code != Code::Ok || log.wants_good(self.seed()))
         {
             self.write(log, code, took_us);

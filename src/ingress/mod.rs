@@ -22,6 +22,7 @@ mod message;
 pub mod metadata;
 mod pace;
 mod service;
+mod spans;
 mod status;
 mod streaming;
 mod tls;
@@ -29,6 +30,7 @@ mod unary;
 mod untaken;
 mod web;
 
+pub use account::Ear;
 pub use connection::{Acceptor, Lifecycle, Seat, serve_shard};
 pub use guard::Guard;
 pub use health::Health;

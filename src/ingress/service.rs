@@ -16,7 +16,7 @@ use tonic_health::server::HealthService;
 use tower::ServiceExt as _;
 use tower::util::BoxCloneSyncService;
 
-use super::account::{Books, Callee, Peer};
+use super::account::{Books, Callee, Ear, Peer};
 use super::config::Config;
 use super::guard::{Guard, Refused};
 use super::health::Health;
@@ -27,7 +27,6 @@ use super::unary::{Unary, is_grpc, not_grpc};
 use super::untaken::Untaken;
 use super::web::{Web, WebService, is_web};
 use crate::access::{Claims, Names};
-use crate::access_log::AccessLog;
 use crate::exchange::Exchange;
 use crate::route::{Lookup, RouteTable};
 
@@ -95,11 +94,11 @@ impl Service {
         health: &Health,
         reflection: Option<Reflection>,
         guard: Option<Arc<Guard>>,
-        log: Option<Arc<AccessLog>>,
+        ear: Ear,
     ) -> Self {
         let allowed =
             Allowed::new(&config.metadata_forward, &config.metadata_return, &config.trailers_return);
-        let books = Books::new(Arc::clone(exchange.instance()), &routes, log);
+        let books = Books::new(Arc::clone(exchange.instance()), &routes, ear);
         let unary = Unary::new(exchange, allowed, config.message_bytes_max);
         let web = Web::new(config);
         let inner = Inner { routes, unary, books, health: health.server(), reflection, web, guard };

@@ -79,7 +79,8 @@ impl Unary {
     ) -> Result<(Call, Admission), Status> {
         let (head, body) = request.into_parts();
         let encoding = request_encoding(&head.headers)?;
-        let metadata = self.allowed.forward(&head.headers)?;
+        let mut metadata = self.allowed.forward(&head.headers)?;
+        account.inject(&mut metadata);
         // Before its message: what is refused need not be read, and what is read is counted.
         let mut admission = match self.exchange.admit(route, deadline) {
             Ok(admission) => admission,

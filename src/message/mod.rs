@@ -30,7 +30,7 @@ use prost::Message as _;
 
 use crate::correlation::CorrelationId;
 use crate::deadline::Deadline;
-use crate::transport::{HeaderName, Record};
+use crate::transport::{HeaderName, Received, Record};
 use dialect::Dialect;
 
 pub use partition::partition_of_key;
@@ -127,6 +127,14 @@ impl RequestParts<'_> {
 
 fn decimal(number: u64) -> Bytes {
     Bytes::copy_from_slice(itoa::Buffer::new().format(number).as_bytes())
+}
+
+/// The headers of a trace in a record, for a reply to it. One that makes spans
+/// puts its own in their place.
+pub fn trace_context_of(record: &Received) -> impl Iterator<Item = (HeaderName, Bytes)> {
+    [TRACEPARENT, TRACESTATE]
+        .into_iter()
+        .filter_map(|name| Some((HeaderName::Borrowed(name), record.header(name)?.clone())))
 }
 
 /// Whether a header is one of our own, which are the same in every dialect.

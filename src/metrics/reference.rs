@@ -192,6 +192,13 @@ pub const ROWS: &[Row] = &[
         &[],
         "Lines of the access log that were not written: more came than could be, or the file takes none",
     ),
+    row("antiphon_spans_exported", "counter", &[], "Spans that the collector has taken"),
+    row(
+        "antiphon_spans_dropped",
+        "counter",
+        &[],
+        "Spans that the collector has not taken, or that found no room to wait for it",
+    ),
 ];
 
 /// What a metric says; `name` without its prefix and unit.

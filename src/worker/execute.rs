@@ -16,7 +16,7 @@ use super::error::{Code, Kind, WorkerError};
 use super::kit::{Attempt, Kit, Method, Serve};
 use super::metrics::{DeadLetterLabels, HandledLabels};
 use crate::backoff::Backoff;
-use crate::message::{CONTENT_TYPE, OUTCOME, PROTOBUF, reply_headers};
+use crate::message::{CONTENT_TYPE, OUTCOME, PROTOBUF, reply_headers, trace_context_of};
 use crate::terms::DeadLetterClass;
 use crate::transport::{HeaderName, Record};
 
@@ -275,6 +275,9 @@ impl Shared {
 fn reply_record(call: &Context, answer: KeptAnswer) -> Record {
     let mut headers = vec![(HeaderName::Borrowed(CONTENT_TYPE), Bytes::from_static(PROTOBUF.as_bytes()))];
     headers.extend(call.reply_to().map(|(_, id)| id));
+    // Unless the handler has said another.
+    let said = |name: &str| answer.headers.iter().any(|(said, _)| said == name);
+    headers.extend(trace_context_of(call.record()).filter(|(name, _)| !said(name)));
     headers.extend(answer.headers);
     Record { key: call.record().key.clone(), value: Some(answer.value), headers }
 }

@@ -15,6 +15,7 @@ use crate::backoff::Backoff;
 use crate::limits;
 use crate::message::{
     CONTENT_TYPE, GRPC_DEADLINE, GRPC_METHOD, LAST, PROTOBUF, SEQUENCE, WorkerStatus, reply_headers,
+    trace_context_of,
 };
 use crate::supervisor::{Supervisor, Task};
 use crate::terms::Compression;
@@ -289,6 +290,7 @@ fn reply(request: &Received, result: Result<Bytes, WorkerStatus>) -> Option<(Rep
         (HeaderName::Borrowed("kafka_correlationId"), request.header("kafka_correlationId")?.clone()),
         (HeaderName::Borrowed(CONTENT_TYPE), Bytes::from_static(PROTOBUF.as_bytes())),
     ];
+    headers.extend(trace_context_of(request));
     let value = match result {
         Ok(message) => message,
         Err(status) => {

@@ -21,7 +21,7 @@ use super::driver::{Destination, OutboxError};
 use super::error::{Code, WorkerError};
 use super::execute::{OK, Outcome, Shared, error_answer};
 use super::kit::Attempt;
-use crate::message::{CONTENT_TYPE, LAST, PROTOBUF, SEQUENCE};
+use crate::message::{CONTENT_TYPE, LAST, PROTOBUF, SEQUENCE, trace_context_of};
 use crate::transport::{HeaderName, Record};
 
 /// Replies that a handler may be ahead of their writing.
@@ -196,6 +196,12 @@ impl Shared {
     async fn begin(&self, call: &Context, sent: &mut Sent, mut record: Record) -> Result<(), OutboxError> {
         record.key = call.record().key.clone();
         record.headers.extend(call.reply_to().map(|(_, id)| id));
+        for (name, value) in trace_context_of(call.record()) {
+            // Unless the handler has said another.
+            if !record.headers.iter().any(|(said, _)| *said == name) {
+                record.headers.push((name, value));
+            }
+        }
         record.headers.push((HeaderName::Borrowed(CONTENT_TYPE), Bytes::from_static(PROTOBUF.as_bytes())));
         let (outbox, to) = (Arc::clone(&self.outbox), sent.to.clone());
         let mut sending: BoxFuture<'static, _> = Box::pin(async move { outbox.send(to, record).await });

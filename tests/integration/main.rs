@@ -29,5 +29,6 @@ mod routing;
 mod security;
 mod several;
 mod streams;
+mod traces;
 mod web;
 mod why;

@@ -94,6 +94,7 @@ pub(crate) fn could_not_start(error: &StartError) -> ExitCode {
         | StartError::RegistrySettings(_)
         | StartError::Tls(_)
         | StartError::AccessLog(_)
+        | StartError::Traces(_)
         | StartError::Reflection(_) => exit::CONFIG,
         StartError::Keys(KeysUnavailable::File { .. } | KeysUnavailable::Url { .. }) => exit::UNAVAILABLE,
         StartError::Keys(_) => exit::CONFIG,
