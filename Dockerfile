@@ -15,7 +15,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
     host=$(rustc -vV | sed -n 's/^host: //p'); \
     RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked --bin antiphon --target "$host"; \
     mkdir -p /image/usr/local/bin /image/etc/ssl/certs; \
-    cp "target/$host/release/antiphon" /image/usr/local/bin/antiphon; \
+    strip --strip-debug -o /image/usr/local/bin/antiphon "target/$host/release/antiphon"; \
     apt-get update -q; apt-get install -y -q --no-install-recommends ca-certificates; \
     cp /etc/ssl/certs/ca-certificates.crt /image/etc/ssl/certs/
 

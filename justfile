@@ -95,6 +95,12 @@ console *ARGS:
     cargo build --release --locked --bin antiphon --example dev_broker
     python3 tests/console/run.py {{ARGS}}
 
+# Eight incidents on Apache Kafka with a real Prometheus, each ended by the commands
+# of docs/runbook.md; prints a table. `--quick` for shorter windows of the alerts.
+incidents *ARGS:
+    cargo build --release --locked
+    python3 tests/incidents/run.py --antiphon target/release/antiphon {{ARGS}}
+
 # Dashboard and alerts against a real Prometheus (Debian: apt-get install prometheus).
 metrics *ARGS:
     cargo build --release --locked --bin antiphon --example dev_broker
@@ -114,6 +120,16 @@ book *ARGS:
 migration *ARGS:
     cargo build --release --locked
     python3 tests/book/migration.py --antiphon target/release/antiphon {{ARGS}}
+
+# What ships besides the code: chart and manifests, compose, balancer, image, release;
+# parts by name, `crate` among them. No Docker, no cluster.
+shipping *ARGS:
+    cargo build --release --locked --bin antiphon --example dev_broker
+    python3 tests/shipping/run.py {{ARGS}}
+
+# The folder of a release; `--notes-of Unreleased` for a rehearsal.
+release *ARGS:
+    scripts/release {{ARGS}}
 
 # Each fuzz target for so many seconds.
 fuzz SECONDS="60" *TARGETS:

@@ -55,15 +55,19 @@ impl Admin {
 
     /// Serves these pages, and others beside them, until dropped.
     pub async fn serve(self, listener: TcpListener, beside: Router) {
-        let router = Router::new()
+        let own = Router::new()
             .route("/live", get(async || "live\n"))
             .route("/ready", get(ready))
             .route("/metrics", get(metrics))
             .route("/log", get(log::show).put(log::set).delete(log::reset))
+            // Behind the token, too, and before those of other pages.
+            .fallback(async || StatusCode::NOT_FOUND)
             .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
             .layer(from_fn_with_state(self.token.clone(), token::ask))
-            .with_state(self)
-            .merge(beside);
+            .with_state(self);
+        // What neither has is answered by ours, which asks for the token: of two
+        // routers that are merged the one that is added has that word.
+        let router = beside.merge(own);
         if let Err(error) = axum::serve(listener, router).await {
             tracing::error!(%error, "admin listener ended");
         }

@@ -1,5 +1,6 @@
 //! Dead letters: the newest, those that a filter takes, and one of them.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -84,9 +85,10 @@ impl Asked {
 /// The topics with dead letters, with their records where they are counted.
 fn topics(console: &Console) -> Vec<(String, i32, Option<u64>)> {
     let known = console.instance().directory.snapshot();
-    let of_route =
-        |topic: &str| console.routes.routes().iter().any(|route| *route.dead_letter_topic == *topic);
-    let is_one = |topic: &str| SUFFIXES.iter().any(|suffix| topic.ends_with(suffix)) || of_route(topic);
+    let of_routes: HashSet<&str> =
+        console.routes.routes().iter().map(|route| &*route.dead_letter_topic).collect();
+    let is_one =
+        |topic: &str| SUFFIXES.iter().any(|suffix| topic.ends_with(suffix)) || of_routes.contains(topic);
     let mut found: Vec<_> = known
         .iter()
         .filter(|(topic, _)| is_one(topic))

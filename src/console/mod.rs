@@ -120,15 +120,16 @@ pub fn pages(parts: Parts) -> Router {
         .route("/console/why", get(story::page))
         .route("/console/login", get(door::form).post(door::sign_in))
         .route("/console/logout", axum::routing::post(door::sign_out))
-        .layer(DefaultBodyLimit::max(FORM_BYTES_MAX))
-        .layer(from_fn_with_state(console.clone(), door::guard))
+        // Of these pages alone: what is no page is the admin listener's to answer.
+        .route_layer(DefaultBodyLimit::max(FORM_BYTES_MAX))
+        .route_layer(from_fn_with_state(console.clone(), door::guard))
         .route("/console/console.css", get(async || file("text/css", include_str!("assets/console.css"))))
         .route(
             "/console/console.js",
             get(async || file("text/javascript", include_str!("assets/console.js"))),
         )
         .route("/console/icon.svg", get(async || file("image/svg+xml", include_str!("assets/icon.svg"))))
-        .layer(axum::middleware::from_fn(page::with_policy))
+        .route_layer(axum::middleware::from_fn(page::with_policy))
         .with_state(console)
 }
 

@@ -294,7 +294,7 @@ mod tests {
             [number(0), number(999), number(1_000), number(12_345_678)],
             ["0", "999", "1,000", "12,345,678"]
         );
-        assert_eq!([per_second(0.0), per_second(0.25), per_second(1_234.5)], ["0", "0.2", "1,234"]);
+        assert_eq!([per_second(0.0), per_second(0.25), per_second(1_234.5)], ["0", "0.2", "1,235"]);
         assert_eq!(
             [time(0.000_35), time(0.001_24), time(0.45), time(2.34), time(75.0)],
             ["350 µs", "1.2 ms", "450 ms", "2.3 s", "1 min 15 s"]

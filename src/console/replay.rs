@@ -10,7 +10,7 @@ use axum::{Extension, Form};
 use maud::{Markup, html};
 use serde::Deserialize;
 
-use super::desk::Kafka;
+use super::desk::{Kafka, NoAnswer};
 use super::letters::{At, Found, find, gone, path};
 use super::page::{self, Problem, Tab, Visit};
 use super::{Console, letters};
@@ -225,7 +225,21 @@ async fn carry_out(console: &Console, at: &At, insists: Insists, by: String) -> 
         let _alone = console.replaying.lock().await;
         replay(kafka, &topic, &at, options, &by).await
     })
-    .await?
+    .await
+    .map_err(unknown)?
+}
+
+/// It goes on when nobody waits for it any more.
+fn unknown(error: NoAnswer) -> Problem {
+    match error {
+        NoAnswer::Busy => error.into(),
+        NoAnswer::TooLate | NoAnswer::Closed => Problem::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            format!(
+                "Whether it was sent is not known: {error}. Look at the letter again before you send it once more."
+            ),
+        ),
+    }
 }
 
 async fn replay(

@@ -12,6 +12,9 @@ use super::rates::Traffic;
 use crate::route::Route;
 use crate::terms::Mode;
 
+/// As `ingress` counts calls of methods that are not served.
+const OTHER: &str = "_OTHER";
+
 pub(super) async fn page(State(console): State<Console>, Extension(visit): Extension<Visit>) -> Markup {
     let mut traffic = console.rates.traffic(console.instance());
     let routes = console.routes.routes();
@@ -33,6 +36,12 @@ pub(super) async fn page(State(console): State<Console>, Extension(visit): Exten
             tbody {
                 @for route in routes { (row(route, &traffic.remove(&Some(Arc::clone(&route.path))).unwrap_or_default())) }
                 @if routes.is_empty() { tr { td.none colspan="8" { "No method is served." } } }
+            }
+        }
+        @if let Some(other) = traffic.remove(&Some(Arc::from(OTHER))) {
+            p.hint {
+                "Calls of methods that are not served: " (number(other.calls()))
+                @for (code, count) in other.failed() { ", " (code) " " (number(count)) }
             }
         }
         @let streaming = console.routes.not_served();

@@ -333,6 +333,8 @@ impl fmt::Display for Cause {
                 write!(f, "answered {status} {} after the caller's deadline", span(*late_ms))?;
                 took(f, *took_ms)
             }
+            // The gateway's own words, from the dead letter.
+            Self::Unreadable { reason } if reason.starts_with("the worker's reply") => f.write_str(reason),
             Self::Unreadable { reason } => write!(f, "the worker's reply could not be understood: {reason}"),
             Self::Rejected { reason } => write!(f, "rejected: {reason}"),
             Self::Cancelled { after_ms: Some(after) } => {
@@ -506,6 +508,18 @@ mod tests {
                 |f| f.letter = letter(DeadLetterClass::UndecodableReply, "sent"),
                 "unreadable-reply",
                 "the worker's reply could not be understood: the reason",
+            ),
+            (
+                |f| {
+                    let reason = "the worker's reply (offset 7 of r) cannot be understood: x".to_owned();
+                    f.letter = Some(DeadLetter {
+                        reason,
+                        class: Some(DeadLetterClass::UndecodableReply),
+                        outcome: "sent".to_owned(),
+                    });
+                },
+                "unreadable-reply",
+                "the worker's reply (offset 7 of r) cannot be understood: x",
             ),
             (
                 |f| {

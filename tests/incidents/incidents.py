@@ -12,8 +12,8 @@ import time
 import traceback
 from pathlib import Path
 
+import broker
 import runbook
-from broker import Broker
 from cluster import Cluster
 from common import Secrets, Table, write
 from harness import Failure, Process, check, wait_until
@@ -25,6 +25,11 @@ CONSEQUENCES = {
     "AntiphonCallsFail", "AntiphonDeadLetters", "AntiphonDeadLettersLost", "AntiphonNotReady",
     "AntiphonProduceErrors", "AntiphonReplyReaderFails",
 }  # fmt: skip
+
+# Calls that are in flight when it happens time out, and for some seconds no others end.
+IN_FLIGHT = frozenset({"AntiphonSlowWorker", "AntiphonNoWorker"})
+# Of the listener FEW: long enough that all is well in between.
+SESSION_SECONDS = 25
 
 
 class Incident:
@@ -53,21 +58,21 @@ class Incident:
 
     def guarded(self, listener):
         """One on the broker that lets nobody in without proof."""
-        broker = self.world.broker()
+        guarded = self.world.broker()
         topic = f"pay-{self.name}"
-        for future in broker.admin.create_topics([new_topic(topic)]).values():
+        for future in guarded.admin.create_topics([new_topic(topic)]).values():
             future.result(30)
-        broker.allow("User:gateway", topic, "WRITE")
-        broker.allow("User:gateway", topic, "READ")
-        folder = broker.folder / self.name
+        guarded.allow("User:gateway", topic, "WRITE")
+        guarded.allow("User:gateway", topic, "READ")
+        folder = guarded.folder / self.name
         folder.mkdir()
-        self.password_file = write(folder / "password", broker.passwords["gateway"] + "\n")
+        self.password_file = write(folder / "password", guarded.passwords["gateway"] + "\n")
         kafka = (
-            f'[kafka]\nbootstrap_servers = ["{broker.address(listener)}"]\nconnect_timeout = "3s"\n\n'
-            f'[kafka.tls]\nca_file = "{broker.ca_file}"\n\n[kafka.sasl]\nmechanism = "SCRAM-SHA-512"\n'
+            f'[kafka]\nbootstrap_servers = ["{guarded.address(listener)}"]\nconnect_timeout = "3s"\n\n'
+            f'[kafka.tls]\nca_file = "{guarded.ca_file}"\n\n[kafka.sasl]\nmechanism = "SCRAM-SHA-512"\n'
             f'username = "gateway"\npassword_file = "{self.password_file}"\n'
         )
-        return Stage(self.options, self.folder, self.name, kafka, broker.address("ADMIN"), topic)
+        return Stage(self.options, self.folder, self.name, kafka, guarded.address("ADMIN"), topic)
 
     def prepare(self):
         self.stage = self.plain()
@@ -255,7 +260,7 @@ class Garbage(Incident):
 
     name, alert = "garbage", "AntiphonCallsFail"
     statuses = [r"INTERNAL the worker's reply .* cannot be understood: its value is no payments"]
-    verdict = r"the worker's reply could not be understood: .*looks like HTML"
+    verdict = r"the worker's reply .* cannot be understood: .*looks like HTML"
     page = [r"looks like HTML", r"undecodable-reply"]
 
     def prepare(self):
@@ -269,9 +274,10 @@ class Garbage(Incident):
 
 
 class Credentials(Incident):
-    """The password is another one; sessions end after some seconds."""
+    """The password is another one, and it shows when sessions end."""
 
     name, alert = "credentials", "AntiphonCredentialsRefused"
+    also = IN_FLIGHT
     statuses = [r"UNAVAILABLE this instance is not ready: Kafka does not accept its credentials"]
     verdict = r'SASL authentication failed: the broker does not accept user "gateway" with SCRAM-SHA-512'
     page = [r'not ready: .*SASL authentication failed: the broker does not accept user "gateway"']
@@ -281,9 +287,9 @@ class Credentials(Incident):
         self.stage.start(dead_letters=False)
 
     def strike(self):
-        broker = self.world.broker()
-        self.password = broker.passwords["gateway"] = broker.secrets.password()
-        broker.set_scram_password("gateway", self.password)
+        guarded = self.world.broker()
+        self.password = guarded.passwords["gateway"] = guarded.secrets.password()
+        guarded.set_scram_password("gateway", self.password)
         self.stage.site.deeds["new-kafka-password"] = lambda: self.password
 
     def variables(self):
@@ -294,6 +300,7 @@ class ReplyTopic(Incident):
     """Somebody cleans up topics, and the gateway may not create any."""
 
     name, alert = "reply-topic", "AntiphonReplyTopicGone"
+    also = IN_FLIGHT
     statuses = [r"UNAVAILABLE this instance is not ready: its reply topic is gone"]
     verdict = r"its reply topic is gone"
     page = [r"not ready: reply topic antiphon\.reply\S+ is gone, and could not be created again: .*ACL must allow .* Create"]
@@ -304,9 +311,9 @@ class ReplyTopic(Incident):
         self.stage.start(dead_letters=False, work_ms=250)
 
     def strike(self):
-        broker = self.world.broker()
-        broker.forbid("User:gateway", "antiphon.reply", "CREATE", prefix=True)
-        for future in broker.admin.delete_topics([self.stage.gateway.reply_topic]).values():
+        guarded = self.world.broker()
+        guarded.forbid("User:gateway", "antiphon.reply", "CREATE", prefix=True)
+        for future in guarded.admin.delete_topics([self.stage.gateway.reply_topic]).values():
             future.result(30)
 
     def choose(self, failed):
@@ -322,6 +329,7 @@ class BrokerDown(Incident):
     second one, which leaves less than min.insync.replicas."""
 
     name, alert = "broker-down", "AntiphonKafkaUnreachable"
+    also = IN_FLIGHT
     statuses = [r"UNAVAILABLE|DEADLINE_EXCEEDED"]
     verdict = r"not all was read|never sent|Kafka|no worker has answered"
     page = [r"(not ready|ready, but in trouble): ", r"DOWN"]
@@ -352,7 +360,7 @@ class Flood(Incident):
 
     name, alert = "flood", "AntiphonRefusesCalls"
     # Those that are let in wait for the others.
-    also = frozenset({"AntiphonSlowWorker", "AntiphonNoWorker"})
+    also = IN_FLIGHT
     statuses = [r"RESOURCE_EXHAUSTED .*in_flight_max.* has reached its limit of N"]
     verdict = r"records? to do|after the caller's deadline|too late to reach it|has come past it"
     page = [r'antiphon_calls_total\{method="/payments.v1.PaymentService/Pay",code="RESOURCE_EXHAUSTED"\} [1-9]']
@@ -400,7 +408,8 @@ class World:
 
     def broker(self):
         if self._broker is None:
-            self._broker = Broker(self.folder, Secrets())
+            broker.SESSION_SECONDS = SESSION_SECONDS
+            self._broker = broker.Broker(self.folder, Secrets())
         return self._broker
 
     def end(self):

@@ -170,7 +170,7 @@ async fn a_partition_that_does_not_exist_is_named() {
 #[tokio::test]
 async fn replies_that_make_no_sense_are_internal() {
     type Headers = &'static [(&'static str, &'static str)];
-    let cases: [(&str, Option<&'static [u8]>, Headers, &str); 4] = [
+    let cases: [(&str, Option<&'static [u8]>, Headers, &str); 5] = [
         (
             "word for a status",
             Some(b""),
@@ -190,6 +190,7 @@ async fn replies_that_make_no_sense_are_internal() {
             "is not base64",
         ),
         ("tombstone", None, &[], "it has no value (a tombstone) and no grpc-status"),
+        ("error page", Some(b"<html>502</html>"), &[], "is no echo.v1.EchoReply: "),
     ];
     let gateway = TestGateway::build().start().await;
     for (name, value, headers, message) in cases {

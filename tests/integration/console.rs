@@ -237,8 +237,8 @@ async fn a_replay_is_confirmed_by_somebody_and_done_once() {
     assert_eq!(seen(), 1, "asking sends nothing");
 
     // From elsewhere, without the secret, without a name, without a tick: nothing is sent.
-    type Case<'a> = (&'a [(&'a str, &'a str)], &'a str, u16);
-    let cases: [Case<'_>; 8] = [
+    type Headers<'a> = &'a [(&'a str, &'a str)];
+    let cases: [(Headers<'_>, &str, u16); 8] = [
         (&[], &good, 403),
         (&[("origin", "http://evil.example"), ("sec-fetch-site", "cross-site")], &good, 403),
         (&[("origin", "null")], &good, 403),

@@ -76,12 +76,15 @@ async fn a_null_header_does_not_take_the_replies_beside_it_along() {
             produce_batch(&gateway, &[poison, good]).await;
         };
         let (answer, ()) = tokio::join!(call, reply);
-        assert_eq!(answer.unwrap().get_ref(), "in the same batch", "round {round}");
+        assert_eq!(answer.unwrap().get_ref(), IN_THE_SAME_BATCH, "round {round}");
     }
     assert_eq!(gateway.replies_of("undecodable"), 0);
     assert_eq!((gateway.replies_of("delivered"), gateway.replies_of("uncorrelated")), (3, 3));
     gateway.stop().await;
 }
+
+/// An `EchoReply`.
+const IN_THE_SAME_BATCH: &[u8] = b"\x0a\x11in the same batch";
 
 fn raw_record<const N: usize>(offset: i64, headers: [(&'static str, Option<Bytes>); N]) -> KafkaRecord {
     KafkaRecord {
@@ -96,7 +99,7 @@ fn raw_record<const N: usize>(offset: i64, headers: [(&'static str, Option<Bytes
         sequence: offset as i32,
         timestamp: 1,
         key: None,
-        value: Some(Bytes::from_static(b"in the same batch")),
+        value: Some(Bytes::from_static(IN_THE_SAME_BATCH)),
         headers: headers.into_iter().map(|(n, v)| (StrBytes::from_static_str(n), v)).collect(),
     }
 }

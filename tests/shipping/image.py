@@ -50,9 +50,11 @@ def build(folder, binary):
     context = folder / "context"
     for name in ("usr/local/bin", "etc/ssl/certs"):
         (context / "image" / name).mkdir(parents=True)
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    for words in ("strip --strip-debug -o /image/usr/local/bin/antiphon", "/etc/ssl/certs/ca-certificates.crt /image/etc/ssl/certs/"):
+        check(words in dockerfile, f"the Dockerfile no longer says: {words}")
     run("strip", "--strip-debug", "-o", context / "image/usr/local/bin/antiphon", binary)
     shutil.copy("/etc/ssl/certs/ca-certificates.crt", context / "image/etc/ssl/certs/")
-    dockerfile = (ROOT / "Dockerfile").read_text()
     last = dockerfile[dockerfile.rindex("\nFROM ") + 1 :]
     check(last.startswith("FROM scratch\n"), f"the last stage begins with {last.splitlines()[0]}")
     check("COPY --from=build /image/ /" in last, "the last stage copies something else")
