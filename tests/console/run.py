@@ -144,7 +144,9 @@ def routes_show_what_is_going_on(browser, stage):
     browser.until("the rate of calls is live", f"parseFloat({row}[3].innerText) > 10")
     first = browser.js(f"{row}[6].innerText")
     browser.until("it goes on counting", f"{row}[6].innerText !== {json.dumps(first)}")
-    assert re.search(r"\d+ (ms|µs)|\d\.\d ms", browser.js(f"{row}[4].innerText")), browser.js(f"{row}[4].innerText")
+    # The worker's one thread has just slept over a slow payment, so it may be seconds.
+    p50 = browser.js(f"{row}[4].innerText")
+    assert re.fullmatch(r"\d+(\.\d)? (µs|ms|s)", p50), p50
     assert "INVALID_ARGUMENT" in browser.text()
 
 
