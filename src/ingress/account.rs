@@ -74,7 +74,7 @@ impl Books {
         peer: &Arc<Peer>,
         claims: Option<Arc<Claims>>,
         headers: &HeaderMap,
-    ) -> Account {
+    ) -> Box<Account> {
         let parent = headers.get(&TRACEPARENT_NAME).and_then(|text| Context::parse(text.as_bytes()));
         let sampled = self.ear.tracer.as_ref().and_then(|tracer| tracer.sample(parent));
         // Boxed: few calls are traced, and all would have to carry it.
@@ -83,7 +83,8 @@ impl Books {
             Box::new(Traced { sampled, state })
         });
         let context = sampled.map(|sampled| sampled.context).or(parent);
-        Account {
+        // It goes with the call from hand to hand, and is large.
+        Box::new(Account {
             books: Arc::clone(self),
             peer: Arc::clone(peer),
             callee,
@@ -98,7 +99,7 @@ impl Books {
             trace: None,
             bytes_in: 0,
             bytes_out: 0,
-        }
+        })
     }
 
     fn count(&self, callee: &Callee, code: Code, took_us: u64) {

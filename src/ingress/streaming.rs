@@ -26,7 +26,7 @@ pub(super) async fn answer<B: RequestBody>(
     unary: &Unary,
     route: &Arc<Route>,
     request: Request<B>,
-    mut account: Account,
+    mut account: Box<Account>,
 ) -> Response<Body> {
     let compression = wanted_compression(request.headers());
     let opened = match deadline(route, request.headers()) {
@@ -82,7 +82,7 @@ struct Writing {
     first: Option<Result<Bytes, Status>>,
     /// What the last message's reply has for trailers.
     trailers: HeaderMap,
-    account: Account,
+    account: Box<Account>,
 }
 
 impl Writing {

@@ -41,7 +41,7 @@ impl Unary {
         &self,
         route: &Arc<Route>,
         request: Request<B>,
-        mut account: Account,
+        mut account: Box<Account>,
     ) -> Response<Body> {
         let compression = wanted_compression(request.headers());
         let answered = match deadline(route, request.headers()) {
@@ -110,7 +110,7 @@ impl Unary {
         &self,
         answer: Answer,
         compression: Option<CompressionEncoding>,
-        mut account: Account,
+        mut account: Box<Account>,
     ) -> Response<Body> {
         let returned = self.allowed.give_back(&answer.reply.headers);
         match answer.reply.result {
@@ -164,7 +164,7 @@ pub(super) fn refusal(account: &mut Account, failure: &Failure) -> Status {
     status::of_failure(failure)
 }
 
-fn refuse(status: Status, mut account: Account) -> Response<Body> {
+fn refuse(status: Status, mut account: Box<Account>) -> Response<Body> {
     account.ends(&status, false);
     into_http(status)
 }
