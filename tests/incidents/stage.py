@@ -54,8 +54,10 @@ class Callers:
                 _, call = self.pay.with_call(self.message(key), timeout=10)
             except grpc.RpcError:
                 continue  # The workers have only begun; how it goes on is looked at below.
-            trailers = dict(call.trailing_metadata())
-            found.setdefault(trailers["antiphon-record"].split("/")[1], []).append(key)
+            record = dict(call.trailing_metadata()).get("antiphon-record")
+            if record is None:
+                continue  # The reply was there before Kafka's acknowledgement: where is not known.
+            found.setdefault(record.split("/")[1], []).append(key)
             if len(found) == PARTITIONS and all(len(keys) >= 2 for keys in found.values()):
                 self.keys = [keys[turn] for turn in range(2) for keys in found.values()]
                 return
